@@ -1,0 +1,1 @@
+"""Schedulers that diffusers lacks. Every scheduler of diffusers works as well."""
