@@ -1,0 +1,261 @@
+"""The diffusion prior: Karlo's and Kandinsky's family of diffusers' `PriorTransformer`."""
+
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.loaders.peft import PeftAdapterMixin
+from diffusers.models.attention import AttentionMixin, AttentionModuleMixin, FeedForward
+from diffusers.models.attention_dispatch import (
+    AttentionBackendName,
+    _AttentionBackendRegistry,
+    dispatch_attention_fn,
+)
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from diffusers.models.transformers.prior_transformer import PriorTransformerOutput
+from jaxtyping import Bool, Float, Int, Num
+from torch import Tensor, nn
+
+from unclip_hub.models.checks import (
+    check_family,
+    check_one_of,
+    check_shape,
+    expand_timestep,
+    text_mask_to_bool,
+)
+from unclip_hub.models.loading import ModelMixin
+
+
+# after the text tokens: text embedding, timestep, noised image embedding, query (arXiv:2204.06125, section 2.2)
+_ADDITIONAL_TOKENS = 4
+_FIXED = {
+    "additional_embeddings": _ADDITIONAL_TOKENS,
+    "time_embed_act_fn": "silu",
+    "encoder_hid_proj_type": "linear",
+    "added_emb_type": "prd",
+}
+Mask = Bool[Tensor, "b 1 n n"] | None
+
+
+class PriorTransformer(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
+    """A causal transformer that predicts the CLIP image embedding out of a noised one and the caption.
+
+    The sequence is [text tokens, text embedding, timestep, noised image embedding, query], and the query's output is
+    the prediction (Ramesh et al. 2022, arXiv:2204.06125, section 2.2). Configuration and parameters are those of
+    diffusers' class of the same name, restricted to Karlo's and Kandinsky's family (`added_emb_type="prd"`,
+    `encoder_hid_proj_type="linear"`, four additional embeddings).
+
+    It differs from diffusers' in two ways. Attention is causal with and without a text mask, as these weights were
+    trained; diffusers drops the causal mask where no text mask is given. `clip_mean` and `clip_std`, the statistics of
+    the embeddings which the prior was trained on, are buffers (0 and 1 until set), not parameters of zeros.
+
+    Raises:
+        ValueError: a configuration outside this family; the message names the key.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["PriorBlock"]
+    _repeated_blocks = ["PriorBlock"]
+    _skip_layerwise_casting_patterns = ["norm", "time_embedding"]
+
+    clip_mean: Tensor
+    clip_std: Tensor
+    _hf_hook: Any  # set by accelerate
+    _gradient_checkpointing_func: Any  # set by enable_gradient_checkpointing
+
+    @register_to_config
+    def __init__(
+        self,
+        num_attention_heads: int = 32,
+        attention_head_dim: int = 64,
+        num_layers: int = 20,
+        embedding_dim: int = 768,
+        num_embeddings: int = 77,
+        additional_embeddings: int = 4,
+        dropout: float | int = 0.0,
+        time_embed_act_fn: str = "silu",
+        norm_in_type: str | None = None,
+        embedding_proj_norm_type: str | None = None,
+        encoder_hid_proj_type: str | None = "linear",
+        added_emb_type: str | None = "prd",
+        time_embed_dim: int | None = None,
+        embedding_proj_dim: int | None = None,
+        clip_embed_dim: int | None = None,
+    ):
+        super().__init__()
+        check_family(self.config, "PriorTransformer", _FIXED)
+        check_one_of(norm_in_type, "norm_in_type", (None, "layer"))
+        check_one_of(embedding_proj_norm_type, "embedding_proj_norm_type", (None, "layer"))
+        width = num_attention_heads * attention_head_dim
+        self.embedding_dim = embedding_dim
+        self.embedding_proj_dim = embedding_proj_dim or embedding_dim
+        self.num_embeddings = num_embeddings
+        self.gradient_checkpointing = False
+
+        self.time_proj = Timesteps(width, True, 0)
+        self.time_embedding = TimestepEmbedding(width, time_embed_dim or width, out_dim=width)
+        self.proj_in = nn.Linear(embedding_dim, width)
+        self.embedding_proj_norm = nn.LayerNorm(self.embedding_proj_dim) if embedding_proj_norm_type else None
+        self.embedding_proj = nn.Linear(self.embedding_proj_dim, width)
+        self.encoder_hidden_states_proj = nn.Linear(embedding_dim, width)
+        self.positional_embedding = nn.Parameter(torch.zeros(1, num_embeddings + _ADDITIONAL_TOKENS, width))
+        self.prd_embedding = nn.Parameter(torch.zeros(1, 1, width))
+        self.norm_in = nn.LayerNorm(width) if norm_in_type else None
+        self.transformer_blocks = nn.ModuleList(
+            PriorBlock(width, heads=num_attention_heads, dropout=dropout) for _ in range(num_layers)
+        )
+        self.norm_out = nn.LayerNorm(width)
+        self.proj_to_clip_embeddings = nn.Linear(width, clip_embed_dim or embedding_dim)
+        self.register_buffer("clip_mean", torch.zeros(1, clip_embed_dim or embedding_dim))
+        self.register_buffer("clip_std", torch.ones(1, clip_embed_dim or embedding_dim))
+
+    def forward(
+        self,
+        hidden_states: Float[Tensor, "b d"],
+        timestep: Num[Tensor, "..."] | float | int,
+        proj_embedding: Float[Tensor, "b p"],
+        encoder_hidden_states: Float[Tensor, "b l d"],
+        attention_mask: Bool[Tensor, "b l"] | Int[Tensor, "b l"] | None = None,
+        return_dict: bool = True,
+    ) -> PriorTransformerOutput | tuple[Float[Tensor, "b k"]]:
+        """Predict the clean image embedding, in the normalised space of `post_process_latents`'s input.
+
+        Args:
+            hidden_states: noised image embeddings.
+            timestep: one for all or one per sample, in [0, 1000) for Karlo.
+            proj_embedding: CLIP text embeddings.
+            encoder_hidden_states: the text encoder's last hidden states, `num_embeddings` of them.
+            attention_mask: which text tokens to keep; None keeps all.
+
+        Raises:
+            ValueError: shapes that do not fit the configuration.
+        """
+        batch_size, dtype = hidden_states.shape[0], hidden_states.dtype
+        check_shape("hidden_states", hidden_states, (batch_size, self.embedding_dim))
+        check_shape("proj_embedding", proj_embedding, (batch_size, self.embedding_proj_dim))
+        text_shape = (batch_size, self.num_embeddings, self.embedding_dim)
+        check_shape("encoder_hidden_states", encoder_hidden_states, text_shape)
+        text_mask = text_mask_to_bool(attention_mask, batch_size=batch_size, length=self.num_embeddings)
+
+        timesteps = expand_timestep(timestep, batch_size=batch_size, device=hidden_states.device)
+        time = self.time_embedding(self.time_proj(timesteps).to(dtype))  # (b, w)
+        if self.embedding_proj_norm is not None:
+            proj_embedding = self.embedding_proj_norm(proj_embedding)
+        text = self.encoder_hidden_states_proj(encoder_hidden_states)  # (b, l, w)
+        tokens = torch.cat(
+            [
+                text,
+                self.embedding_proj(proj_embedding)[:, None],
+                time[:, None],
+                self.proj_in(hidden_states)[:, None],
+                self.prd_embedding.to(text.dtype).expand(batch_size, -1, -1),
+            ],
+            dim=1,
+        )  # (b, l + 4, w)
+        tokens = tokens + self.positional_embedding.to(tokens.dtype)
+        if self.norm_in is not None:
+            tokens = self.norm_in(tokens)
+        mask = None if text_mask is None else _causal_and_text_mask(text_mask)  # (b, 1, l + 4, l + 4)
+        for block in self.transformer_blocks:
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                tokens = self._gradient_checkpointing_func(block, tokens, mask)
+            else:
+                tokens = block(tokens, mask)
+        predicted = self.proj_to_clip_embeddings(self.norm_out(tokens[:, -1]))  # (b, k)
+        return PriorTransformerOutput(predicted_image_embedding=predicted) if return_dict else (predicted,)
+
+    def post_process_latents(self, prior_latents: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
+        """The prior's normalised embedding as a CLIP image embedding: times `clip_std`, plus `clip_mean`."""
+        if not self.clip_std.is_meta:
+            return prior_latents * self.clip_std.to(prior_latents) + self.clip_mean.to(prior_latents)
+        self._hf_hook.pre_forward(self, prior_latents)  # accelerate's sequential offloading fetches them for `forward`
+        embeddings = self.post_process_latents(prior_latents)
+        self._hf_hook.post_forward(self, embeddings)
+        return embeddings
+
+    def enable_group_offload(self, *args: Any, **kwargs: Any) -> None:
+        """diffusers' own, but for the statistics: two rows that `post_process_latents` needs outside `forward`."""
+        statistics = {name: self._buffers.pop(name) for name in ("clip_mean", "clip_std")}
+        super().enable_group_offload(*args, **kwargs)
+        self._buffers.update(statistics)
+
+
+class PriorBlock(nn.Module):
+    """Pre-norm self-attention and feed-forward, with the parameter names of diffusers' `BasicTransformerBlock`."""
+
+    def __init__(self, width: int, *, heads: int, dropout: float):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.attn1 = PriorAttention(width, heads=heads, dropout=dropout)
+        self.norm3 = nn.LayerNorm(width)
+        self.ff = FeedForward(width, dropout=dropout, activation_fn="gelu")
+
+    def forward(self, hidden_states: Float[Tensor, "b n w"], attention_mask: Mask = None) -> Float[Tensor, "b n w"]:
+        hidden_states = hidden_states + self.attn1(self.norm1(hidden_states), attention_mask)
+        return hidden_states + self.ff(self.norm3(hidden_states))
+
+
+class PriorAttnProcessor:
+    """Causal attention through diffusers' dispatcher; `set_attention_backend` writes `_attention_backend`."""
+
+    _attention_backend: Any = None
+    _parallel_config: Any = None
+
+    def __call__(
+        self, attn: "PriorAttention", hidden_states: Float[Tensor, "b n w"], attention_mask: Mask = None
+    ) -> Float[Tensor, "b n w"]:
+        if attn.fused_projections:
+            projections = attn.to_qkv(hidden_states).chunk(3, dim=-1)
+        else:
+            projections = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
+        query, key, value = (x.unflatten(2, (attn.heads, -1)) for x in projections)  # (b, n, heads, d)
+        backend = self._attention_backend or _AttentionBackendRegistry.get_active_backend()[0]
+        if attention_mask is None and backend == AttentionBackendName.FLEX:
+            # diffusers' flex backend ignores is_causal where there is no mask (0.42.1)
+            attention_mask = _causal_mask(hidden_states.shape[1], hidden_states.device)
+        hidden_states = dispatch_attention_fn(
+            query,
+            key,
+            value,
+            attn_mask=attention_mask,
+            is_causal=attention_mask is None,
+            backend=self._attention_backend,
+            parallel_config=self._parallel_config,
+        )
+        return attn.to_out[1](attn.to_out[0](hidden_states.flatten(2)))
+
+
+class PriorAttention(nn.Module, AttentionModuleMixin):
+    """Causal self-attention; a mask, where given, already contains the causal one."""
+
+    processor: Any
+    _default_processor_cls = PriorAttnProcessor
+    _available_processors = [PriorAttnProcessor]
+
+    def __init__(self, width: int, *, heads: int, dropout: float):
+        super().__init__()
+        self.heads = heads
+        self.use_bias = True
+        self.to_q = nn.Linear(width, width)
+        self.to_k = nn.Linear(width, width)
+        self.to_v = nn.Linear(width, width)
+        self.to_out = nn.ModuleList([nn.Linear(width, width), nn.Dropout(dropout)])
+        self.processor = PriorAttnProcessor()
+
+    def forward(self, hidden_states: Float[Tensor, "b n w"], attention_mask: Mask = None) -> Float[Tensor, "b n w"]:
+        return self.processor(self, hidden_states, attention_mask)
+
+
+def _causal_mask(length: int, device: torch.device) -> Bool[Tensor, "1 1 n n"]:
+    return torch.ones(length, length, dtype=torch.bool, device=device).tril()[None, None]
+
+
+def _causal_and_text_mask(text_mask: Bool[Tensor, "b l"]) -> Bool[Tensor, "b 1 n n"]:
+    """True where a token may look: back, and not at padding.
+
+    Padding looks at itself too: an empty row is NaN on some backends, and NaN spreads through masked keys' values.
+    """
+    keep = torch.nn.functional.pad(text_mask, (0, _ADDITIONAL_TOKENS), value=True)
+    length = keep.shape[1]
+    itself = torch.eye(length, dtype=torch.bool, device=keep.device)
+    return _causal_mask(length, keep.device) & (keep[:, None, None] | itself)
