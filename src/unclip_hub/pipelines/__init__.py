@@ -1,0 +1,1 @@
+"""Pipelines: the components and verbs of unCLIP (``base``), then one flat ``__call__`` per task."""

@@ -1,0 +1,446 @@
+"""The components of unCLIP and the verbs over them, shared by every task's pipeline."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import diffusers.pipelines
+import numpy as np
+import torch
+from diffusers.models.modeling_utils import ModelMixin  # diffusers looks it up here too
+from diffusers.models.transformers.prior_transformer import PriorTransformer as DiffusersPrior
+from diffusers.models.unets.unet_2d import UNet2DModel as DiffusersUpsampler
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel as DiffusersDecoder
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.utils import logging
+from diffusers.utils.torch_utils import randn_tensor
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    CLIPVisionModelWithProjection,
+)
+
+import unclip_hub
+from unclip_hub.conditioning import Conditioning
+from unclip_hub.hub import class_names
+from unclip_hub.images import resize, to_pil, to_tensor
+from unclip_hub.models import text_proj as text_proj_module
+from unclip_hub.models.decoder import UNet2DConditionModel
+from unclip_hub.models.prior_transformer import PriorTransformer
+from unclip_hub.models.text_proj import UnCLIPTextProjModel
+from unclip_hub.models.upsampler import UNet2DModel
+from unclip_hub.pipelines.captions import tokenize
+from unclip_hub.pipelines.checks import require
+from unclip_hub.pipelines.exchange import keep_dtypes
+from unclip_hub.pipelines.offload import offload_groups_to_disk
+from unclip_hub.pipelines.schedulers import check_scheduler, fitted, supported, with_final
+from unclip_hub.sampling import Condition, Predict, denoise, guide
+
+
+logger = logging.get_logger(__name__)
+
+# diffusers resolves a component's library as an attribute of diffusers.pipelines first: this is how a plug-in's
+# classes load from the Hub, and the second name is the one that Karlo's repository holds.
+diffusers.pipelines.unclip_hub = unclip_hub  # type: ignore[attr-defined]
+if not hasattr(diffusers.pipelines, "unclip"):
+    diffusers.pipelines.unclip = text_proj_module  # type: ignore[attr-defined]
+
+Generator = torch.Generator | list[torch.Generator] | None
+OnStep = Callable[[int, Tensor, Tensor], Tensor | None]
+Picture = Image.Image | np.ndarray | Tensor
+Pictures = Picture | Sequence[Picture]
+
+# Karlo's, from its published samplers ("fast"); a checkpoint's index may hold its own under the same key
+SAMPLING_DEFAULTS: dict[str, Any] = {
+    "prior_num_inference_steps": 25,
+    "decoder_num_inference_steps": 25,
+    "super_res_num_inference_steps": 7,
+    "prior_guidance_scale": 4.0,
+    "decoder_guidance_scale": 8.0,
+}
+
+
+class UnCLIPPipelineBase(DiffusionPipeline):
+    """Components under Karlo's names, and the verbs ``encode_text encode_image sample_prior decode upsample``.
+
+    One checkpoint opens in every task's pipeline: a component that only some calls need may be absent (None), and a
+    call that needs it says so before it computes anything. The verbs are differentiable, except through
+    ``encode_image``'s pictures; only a pipeline's ``__call__`` switches gradients off.
+
+    Args:
+        super_res_last: the network of the upsampler's last step, if that is another one (Karlo).
+        super_res_1024: the network from 256 to 1024 px.
+        sampling_defaults: steps and guidance scales of this checkpoint, under the argument names of ``__call__``;
+        Karlo's where absent.
+    """
+
+    model_cpu_offload_seq = (
+        "text_encoder->image_encoder->prior->text_proj->decoder->super_res_first->super_res_last->super_res_1024"
+    )
+    _optional_components = [
+        "text_encoder",
+        "tokenizer",
+        "prior",
+        "prior_scheduler",
+        "image_encoder",
+        "feature_extractor",
+        "super_res_first",
+        "super_res_last",
+        "super_res_scheduler",
+        "super_res_1024",
+        "super_res_1024_scheduler",
+    ]
+    _callback_tensor_inputs = ["latents"]
+
+    text_encoder: CLIPTextModelWithProjection | None
+    tokenizer: CLIPTokenizer | None
+    prior: PriorTransformer | None
+    text_proj: UnCLIPTextProjModel
+    decoder: UNet2DConditionModel
+    super_res_first: UNet2DModel | None
+    super_res_last: UNet2DModel | None
+    super_res_1024: UNet2DModel | None
+    image_encoder: CLIPVisionModelWithProjection | None
+    feature_extractor: CLIPImageProcessorPil | None
+
+    def __init__(
+        self,
+        *,
+        decoder: UNet2DConditionModel | DiffusersDecoder,
+        text_proj: UnCLIPTextProjModel | ModelMixin,  # the second stands for diffusers' retired class
+        decoder_scheduler: Any,
+        text_encoder: CLIPTextModelWithProjection | None = None,
+        tokenizer: CLIPTokenizer | None = None,
+        prior: PriorTransformer | DiffusersPrior | None = None,
+        prior_scheduler: Any = None,
+        super_res_first: UNet2DModel | DiffusersUpsampler | None = None,
+        super_res_last: UNet2DModel | DiffusersUpsampler | None = None,
+        super_res_scheduler: Any = None,
+        super_res_1024: UNet2DModel | DiffusersUpsampler | None = None,
+        super_res_1024_scheduler: Any = None,
+        image_encoder: CLIPVisionModelWithProjection | None = None,
+        feature_extractor: CLIPImageProcessorPil | None = None,
+        sampling_defaults: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            prior=prior,
+            text_proj=text_proj,
+            decoder=decoder,
+            super_res_first=super_res_first,
+            super_res_last=super_res_last,
+            super_res_1024=super_res_1024,
+            prior_scheduler=prior_scheduler,
+            decoder_scheduler=decoder_scheduler,
+            super_res_scheduler=super_res_scheduler,
+            super_res_1024_scheduler=super_res_1024_scheduler,
+            image_encoder=image_encoder,
+            feature_extractor=feature_extractor,
+        )
+        unknown = set(sampling_defaults or {}) - set(SAMPLING_DEFAULTS)
+        if unknown:
+            raise ValueError(f"sampling_defaults may hold {sorted(SAMPLING_DEFAULTS)}, got also {sorted(unknown)}")
+        self.register_to_config(sampling_defaults=sampling_defaults)
+        self._stage = ""
+
+    @property
+    def stage(self) -> str:
+        """The running stage, for callbacks: ``"prior"``, ``"decoder"``, ``"super_res"`` or ``"super_res_1024"``."""
+        return self._stage
+
+    # the verbs
+
+    def encode_text(self, prompt: str | list[str]) -> Conditioning:
+        """Captions as CLIP sees them; what the context has no room for is cut off, with a warning that quotes it."""
+        require(self, "encode_text", "text_encoder", "tokenizer")
+        assert self.text_encoder is not None and self.tokenizer is not None
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        length = min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
+        tokens, mask, lost = tokenize(self.tokenizer, prompts, length=length)
+        for text in lost:
+            logger.warning(f"the text encoder reads {length - 2} tokens; this part of the prompt is ignored: {text!r}")
+        device = self._execution_device
+        output = self.text_encoder(tokens.to(device))
+        return Conditioning(
+            text_embed=output.text_embeds, text_states=output.last_hidden_state, text_mask=mask.to(device)
+        )
+
+    def encode_image(self, image: Pictures) -> Float[Tensor, "b d"]:
+        """CLIP image embeddings, not normalised, of pictures of any size: everything that ``images.to_tensor`` takes.
+
+        The pictures of a list may differ in size. Tensors are pictures too, in [0, 1]; not CLIP's normalised pixels.
+        """
+        require(self, "encode_image", "image_encoder", "feature_extractor")
+        assert self.image_encoder is not None and self.feature_extractor is not None
+        pixels = self.feature_extractor(images=pictures(image), return_tensors="pt").pixel_values
+        return self.image_encoder(pixels.to(self._execution_device, self.image_encoder.dtype)).image_embeds
+
+    def sample_prior(
+        self,
+        cond: Conditioning,
+        null: Conditioning | None = None,
+        *,
+        num_inference_steps: int,
+        guidance_scale: float = 1.0,
+        generator: Generator = None,
+        latents: Float[Tensor, "b d"] | None = None,
+        on_step: OnStep | None = None,
+    ) -> Float[Tensor, "b d"]:
+        """A CLIP image embedding for each caption: the diffusion prior (Ramesh et al. 2022, section 2.2)."""
+        require(self, "sample_prior", "prior", "prior_scheduler")
+        assert self.prior is not None
+        prior, dtype = self.prior, self.prior.dtype
+
+        def condition(c: Conditioning) -> Condition:
+            c = c.to(dtype=dtype)
+            return {
+                "proj_embedding": c.text_embed,
+                "encoder_hidden_states": c.text_states,
+                "attention_mask": c.text_mask,
+            }
+
+        x = self._run(
+            "prior",
+            num_inference_steps,
+            self._guided(
+                lambda x, t, **c: prior(x, t, **c).predicted_image_embedding, condition, cond, null, guidance_scale
+            ),
+            shape=(len(cond), prior.config["embedding_dim"]),
+            dtype=dtype,
+            generator=generator,
+            latents=latents,
+            on_step=on_step,
+        )
+        return prior.post_process_latents(x)
+
+    def decode(
+        self,
+        cond: Conditioning,
+        null: Conditioning | None = None,
+        *,
+        num_inference_steps: int,
+        guidance_scale: float = 1.0,
+        generator: Generator = None,
+        latents: Float[Tensor, "b 3 h w"] | None = None,
+        on_step: OnStep | None = None,
+    ) -> Float[Tensor, "b 3 h w"]:
+        """A small picture in [-1, 1] from each image embedding and its caption (Ramesh et al. 2022, section 2.1).
+
+        Guidance leads away from ``null``: its caption, and text_proj's learned embedding where it has no image
+        embedding.
+        """
+        decoder, config = self.decoder, self.decoder.config
+        if cond.image_embed is None:
+            raise ValueError(
+                "decode needs conditioning with an image embedding, got image_embed=None; sample_prior makes one"
+            )
+        x = self._run(
+            "decoder",
+            num_inference_steps,
+            self._guided(
+                lambda x, t, **c: decoder(x, t, **c).sample, self._decoder_condition, cond, null, guidance_scale
+            ),
+            shape=(len(cond), config["in_channels"], config["sample_size"], config["sample_size"]),
+            dtype=decoder.dtype,
+            generator=generator,
+            latents=latents,
+            on_step=on_step,
+        )
+        return x.clamp(-1, 1)
+
+    def upsample(
+        self,
+        images: Float[Tensor, "b 3 h w"],
+        *,
+        num_inference_steps: int,
+        stage: str = "super_res",
+        generator: Generator = None,
+        latents: Float[Tensor, "b 3 H W"] | None = None,
+        on_step: OnStep | None = None,
+    ) -> Float[Tensor, "b 3 H W"]:
+        """Larger pictures in [-1, 1]: ``stage`` is ``"super_res"`` (to 256 px) or ``"super_res_1024"``."""
+        if stage == "super_res":
+            first, last = self.super_res_first, self.super_res_last
+        elif stage == "super_res_1024":
+            first, last = self.super_res_1024, None
+        else:
+            raise ValueError(f"stage must be 'super_res' or 'super_res_1024', got {stage!r}")
+        if first is None:
+            raise ValueError(f"this checkpoint has no upsampler for stage {stage!r}")
+        size = first.config["sample_size"]
+        low = resize(images, (size, size))
+
+        def predicting(network: UNet2DModel | DiffusersUpsampler) -> Predict:
+            return lambda x, t: network(torch.cat([x, low], dim=1).to(network.dtype), t).sample.to(x.dtype)
+
+        x = self._run(
+            stage,
+            num_inference_steps,
+            predicting(first),
+            final=None if last is None else predicting(last),
+            shape=(len(images), first.config["in_channels"] // 2, size, size),
+            dtype=torch.promote_types(first.dtype, torch.float32),  # the two networks may differ
+            generator=generator,
+            latents=latents,
+            on_step=on_step,
+        )
+        return x.clamp(-1, 1)
+
+    # what the verbs and the calls share
+
+    def _steps_and_scales(
+        self, prior_steps: Any, decoder_steps: Any, super_res_steps: Any, prior_scale: Any, decoder_scale: Any
+    ) -> tuple[dict[str, int], dict[str, float]]:
+        """Steps and guidance scales by stage, those left at None from the checkpoint, else Karlo's."""
+        own = SAMPLING_DEFAULTS | (self.config["sampling_defaults"] or {})
+
+        def choose(name: str, given: Any) -> Any:
+            return own[name] if given is None else given
+
+        steps = {
+            "prior": choose("prior_num_inference_steps", prior_steps),
+            "decoder": choose("decoder_num_inference_steps", decoder_steps),
+            "super_res": choose("super_res_num_inference_steps", super_res_steps),
+        }
+        scales = {
+            "prior": choose("prior_guidance_scale", prior_scale),
+            "decoder": choose("decoder_guidance_scale", decoder_scale),
+        }
+        return steps, scales
+
+    def _callback(self, callback: Callable[..., dict[str, Tensor] | None] | None) -> OnStep | None:
+        """diffusers' ``callback_on_step_end`` as the loop takes it."""
+        if callback is None:
+            return None
+
+        def on_step(i: int, t: Tensor, x: Tensor) -> Tensor | None:
+            returned = callback(self, i, t, {"latents": x})
+            return None if returned is None else returned.get("latents")
+
+        return on_step
+
+    def _guided(
+        self,
+        model: Callable[..., Tensor],
+        condition: Callable[[Conditioning], Condition],
+        cond: Conditioning,
+        null: Conditioning | None,
+        scale: float,
+    ) -> Predict:
+        away = None if null is None or scale == 1.0 else condition(null.expand(len(cond)))
+        return guide(model, condition(cond), null=away, scale=scale)
+
+    def _decoder_condition(self, cond: Conditioning) -> Condition:
+        """The decoder's keyword tensors: context tokens, text_proj's first, and the addition to the timestep."""
+        proj = self.text_proj
+        cond = cond.to(dtype=proj.dtype)
+        unknown = (
+            cond.image_embed is None
+        )  # its learned embedding is at hand in forward only, if weights are offloaded
+        twice = 2 if unknown else 1
+        states, time_embed = proj(
+            image_embeddings=torch.zeros_like(cond.text_embed) if unknown else cond.image_embed,
+            prompt_embeds=cond.text_embed.repeat(twice, 1),
+            text_encoder_hidden_states=cond.text_states.repeat(twice, 1, 1),
+            do_classifier_free_guidance=unknown,
+        )
+        states, time_embed = states[: len(cond)], time_embed[: len(cond)]
+        mask = torch.nn.functional.pad(cond.text_mask, (proj.config["clip_extra_context_tokens"], 0), value=True)
+        dtype = self.decoder.dtype
+        return {
+            "encoder_hidden_states": states.to(dtype),
+            "class_labels": time_embed.to(dtype),
+            "attention_mask": mask,
+        }
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **options: Any) -> Any:
+        """diffusers' own, but the networks, which both pipelines share, keep their dtypes unless one is given."""
+        return keep_dtypes(super().from_pipe, pipeline, **options)
+
+    def enable_group_offload(
+        self,
+        onload_device: torch.device,
+        offload_device: torch.device = torch.device("cpu"),  # noqa: B008  diffusers' signature
+        *,
+        offload_to_disk_path: str | None = None,
+        exclude_modules: str | list[str] | None = None,
+        **options: Any,
+    ) -> None:
+        """diffusers' own; on disk every component gets a folder of its own below ``offload_to_disk_path``."""
+        options |= {"onload_device": onload_device, "offload_device": offload_device}
+        if offload_to_disk_path is None:
+            super().enable_group_offload(exclude_modules=exclude_modules, **options)
+        else:
+            exclude = [exclude_modules] if isinstance(exclude_modules, str) else exclude_modules or []
+            offload_groups_to_disk(self, Path(offload_to_disk_path), exclude=exclude, **options)
+
+    def _run(
+        self,
+        stage: str,
+        num_inference_steps: int,
+        predict: Predict,
+        *,
+        final: Predict | None = None,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        generator: Generator,
+        latents: Tensor | None,
+        on_step: OnStep | None,
+    ) -> Tensor:
+        """One stage from noise to its result, under a progress bar that names it.
+
+        Only the networks (``final`` is that of the last step) compute in ``dtype``: x itself is at least float32, as
+        schedulers that count in sigmas start at 20,000.
+        """
+        check_scheduler(self, stage, num_inference_steps=num_inference_steps)
+        device, precise = self._execution_device, torch.promote_types(dtype, torch.float32)
+        own = getattr(self, f"{stage}_scheduler")
+        scheduler = supported(own)
+        scheduler.set_timesteps(num_inference_steps, device=device)
+        if final is not None:
+            predict = with_final(predict, final, scheduler, stage=stage)
+        predict = fitted(_computing_in(dtype, predict), scheduler, kind=own.config["prediction_type"])
+        if latents is None:
+            latents = randn_tensor(shape, generator=generator, device=device, dtype=precise)
+        elif tuple(latents.shape) != shape:
+            raise ValueError(f"{stage} latents must be {shape}, got {tuple(latents.shape)}")
+        x = latents.to(device, precise) * scheduler.init_noise_sigma
+        self._stage = stage
+        with self.progress_bar(total=len(scheduler.timesteps)) as bar:  # pyright: ignore[reportAttributeAccessIssue]
+            bar.set_description(stage)
+
+            def after(i: int, t: Tensor, x: Tensor) -> Tensor | None:
+                bar.update()
+                return None if on_step is None else on_step(i, t, x)
+
+            return denoise(predict, x, scheduler, generator=generator, on_step=after)
+
+    # the names in the index: read as our classes and strict loaders, written as Karlo's
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file: str) -> dict[str, Any]:
+        return class_names.to_loaders(super()._dict_from_json_file(json_file))
+
+    def to_json_string(self) -> str:
+        """The index as it is written to disk."""
+        index = json.loads(super().to_json_string())
+        return (
+            json.dumps(class_names.to_disk(index, optional=self._optional_components), indent=2, sort_keys=True) + "\n"
+        )
+
+
+def _computing_in(dtype: torch.dtype, predict: Predict) -> Predict:
+    return lambda x, t: predict(x.to(dtype), t).to(x.dtype)
+
+
+def pictures(image: Pictures) -> list[Image.Image]:
+    """Everything that ``images.to_tensor`` takes, or a list of it, as RGB pictures."""
+    return [one for item in (image if isinstance(image, Sequence) else [image]) for one in to_pil(to_tensor(item))]

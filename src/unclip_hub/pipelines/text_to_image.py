@@ -1,0 +1,150 @@
+"""Text to image: caption → CLIP image embedding → 64 px → 256 px (→ 1024 px where the checkpoint has that stage)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers import UnCLIPPipeline as DiffusersPipeline  # pyright: ignore[reportPrivateImportUsage]
+from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  diffusers looks it up here
+from jaxtyping import Float
+from torch import Tensor
+
+from unclip_hub.conditioning import Conditioning
+from unclip_hub.pipelines.base import Generator, UnCLIPPipelineBase
+from unclip_hub.pipelines.checks import check_call
+from unclip_hub.pipelines.exchange import exchange
+from unclip_hub.pipelines.output import Images, UnCLIPPipelineOutput, as_output
+
+
+class UnCLIPPipeline(UnCLIPPipelineBase):
+    """Pictures from captions, as in DALL·E 2 (Ramesh et al. 2022, arXiv:2204.06125).
+
+    ```python
+    pipe = UnCLIPPipeline.from_pretrained(BUNDLED_MODEL)
+    pipe("a koala above a pumpkin at sunset", generator=torch.Generator().manual_seed(7)).images[0]
+    ```
+
+    A repository's schedulers are kept as they were published. Karlo's clips the prior at 5.0, where the code that it
+    was trained with clamps at 10; for that code's embeddings
+
+    ```python
+    pipe.prior_scheduler = UnCLIPScheduler.from_config(pipe.prior_scheduler.config, clip_sample_range=10.0)
+    ```
+    """
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        num_images_per_prompt: int = 1,
+        prior_num_inference_steps: int | None = None,
+        decoder_num_inference_steps: int | None = None,
+        super_res_num_inference_steps: int | None = None,
+        generator: Generator = None,
+        prior_latents: Float[Tensor, "b d"] | None = None,
+        decoder_latents: Float[Tensor, "b c h w"] | None = None,
+        super_res_latents: Float[Tensor, "b c h2 w2"] | None = None,
+        text_model_output: Any = None,
+        text_attention_mask: Tensor | None = None,
+        prior_guidance_scale: float | None = None,
+        decoder_guidance_scale: float | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        *,
+        negative_prompt: str | list[str] | None = None,
+        prompt_embeds: Conditioning | None = None,
+        negative_prompt_embeds: Conditioning | None = None,
+        image_embeds: Float[Tensor, "b d"] | None = None,
+        small_images: Float[Tensor, "b 3 h w"] | None = None,
+        callback_on_step_end: Callable[[Any, int, int, dict[str, Tensor]], dict[str, Tensor] | None] | None = None,
+        callback_on_step_end_tensor_inputs: tuple[str, ...] | list[str] = ("latents",),
+    ) -> UnCLIPPipelineOutput | tuple[Images, Tensor | None, Images]:
+        """Make ``num_images_per_prompt`` pictures of every prompt, those of one prompt side by side.
+
+        Steps and guidance scales left at None are the checkpoint's own (Karlo's: 25, 25, 7 steps; 4.0, 8.0).
+
+        Args:
+            prompt: one caption or several; what the text encoder has no room for is cut off with a warning.
+            generator: one for all pictures, or a list of one per picture: each is then the same alone and in a batch.
+            prior_latents: (b, d) noise to start the prior from, unit variance; likewise ``decoder_latents`` (b, 3, h,
+            w)
+                and ``super_res_latents`` (b, 3, H, W). b counts prompts times ``num_images_per_prompt``.
+            text_model_output: the text encoder's output (or a tuple of text embeds and last hidden states) in place of
+                ``prompt``, with ``text_attention_mask``; ``prompt_embeds`` does the same in one value.
+            prior_guidance_scale: classifier-free guidance, 1 for none; best near 1 (section 5.1 of the paper).
+            decoder_guidance_scale: likewise for the decoder.
+            output_type: ``"pil"``, ``"np"`` or ``"pt"``.
+            negative_prompt: captions to lead away from, one or one per prompt; the empty caption by default.
+            prompt_embeds: what ``encode_text`` returned, in place of ``prompt``; likewise ``negative_prompt_embeds``.
+            image_embeds: (b, d) CLIP image embeddings; the prior is not run.
+            small_images: (b, 3, h, w) pictures in [-1, 1]; only the upsampler is run.
+            callback_on_step_end: called as ``(pipe, step, timestep, {"latents": x})`` after every step of every stage,
+                ``pipe.stage`` telling which; a dict with ``"latents"`` that it returns replaces them.
+
+        Raises:
+            ValueError: arguments that do not fit each other or the checkpoint; raised before anything is computed.
+        """
+        steps, scales = self._steps_and_scales(
+            prior_num_inference_steps, decoder_num_inference_steps, super_res_num_inference_steps,
+            prior_guidance_scale, decoder_guidance_scale,
+        )  # fmt: skip
+        check_call(
+            self,
+            prompt=prompt,
+            prompt_embeds=prompt_embeds,
+            text_model_output=text_model_output,
+            text_attention_mask=text_attention_mask,
+            negative_prompt=negative_prompt,
+            negative_prompt_embeds=negative_prompt_embeds,
+            image_embeds=image_embeds,
+            small_images=small_images,
+            num_images_per_prompt=num_images_per_prompt,
+            steps=steps,
+            scales=scales,
+            generator=generator,
+            latents={"prior": prior_latents, "decoder": decoder_latents, "super_res": super_res_latents},
+            output_type=output_type,
+            callback_inputs=callback_on_step_end_tensor_inputs,
+        )
+        on_step = self._callback(callback_on_step_end)
+
+        if small_images is None:
+            if prompt_embeds is not None:
+                cond = prompt_embeds
+            elif text_model_output is not None and text_attention_mask is not None:
+                cond = Conditioning(text_model_output[0], text_model_output[1], text_attention_mask.bool())
+            else:
+                cond = self.encode_text(prompt or "")
+            null = negative_prompt_embeds
+            if null is None and set(scales.values()) != {1}:
+                null = self.encode_text("" if negative_prompt is None else negative_prompt)
+            cond = cond.repeat(num_images_per_prompt)
+            if null is not None and len(null) > 1:
+                null = null.repeat(num_images_per_prompt)
+            if image_embeds is None:
+                image_embeds = self.sample_prior(
+                    cond, null, num_inference_steps=steps["prior"], guidance_scale=scales["prior"],
+                    generator=generator, latents=prior_latents, on_step=on_step,
+                )  # fmt: skip
+            small_images = self.decode(
+                cond.with_image(image_embeds.to(cond.text_embed.device)), null,
+                num_inference_steps=steps["decoder"], guidance_scale=scales["decoder"],
+                generator=generator, latents=decoder_latents, on_step=on_step,
+            )  # fmt: skip
+        images = small_images
+        if self.super_res_first is not None:
+            images = self.upsample(
+                small_images, num_inference_steps=steps["super_res"],
+                generator=generator, latents=super_res_latents, on_step=on_step,
+            )  # fmt: skip
+        if self.super_res_1024 is not None:
+            images = self.upsample(
+                images, num_inference_steps=steps["super_res"], stage="super_res_1024",
+                generator=generator, on_step=on_step,
+            )  # fmt: skip
+        self.maybe_free_model_hooks()
+        finished, small = as_output(images, output_type), as_output(small_images, output_type)
+        return UnCLIPPipelineOutput(finished, image_embeds, small) if return_dict else (finished, image_embeds, small)
+
+
+exchange(UnCLIPPipeline, DiffusersPipeline)
