@@ -1,0 +1,107 @@
+"""The procedural scenes as training data: drawn once, then batches by step number."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+from transformers import CLIPTokenizer
+
+from unclip_hub.data.scene_spec import Kind, Scene, Scope, sample_scene, swap
+from unclip_hub.data.scenes import caption, dataset, render
+from unclip_hub.data.sprites import SIZES, SpriteBank
+from unclip_hub.training.clip import ClipBatch
+from unclip_hub.training.upsampler import UpsamplerBatch
+
+
+@dataclass(frozen=True)
+class World:
+    """Captioned pictures of one scope at 64 px; ``scenes`` is what each shows."""
+
+    scope: Scope
+    bank: SpriteBank
+    pictures: UInt8[np.ndarray, "n 64 64 3"]
+    captions: list[list[str]]  # several per picture
+    scenes: list[Scene]
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def pixels(self, indices: Sequence[int] | np.ndarray) -> Float[Tensor, "b 3 64 64"]:
+        """Pictures in [-1, 1]."""
+        return as_pixels(self.pictures[indices])
+
+    def captions_of(self, indices: np.ndarray, rng: np.random.Generator) -> list[str]:
+        """One of each picture's captions."""
+        return [self.captions[i][rng.integers(len(self.captions[i]))] for i in indices]
+
+
+def draw_world(count: int, *, scope: Scope, bank: SpriteBank, cache: Path, seed: int = 0) -> World:
+    """``count`` training scenes; pictures and captions are kept in ``cache`` and read from there the next time."""
+    pictures_path, captions_path = cache / "pictures.npy", cache / "captions.json"
+    if captions_path.exists():
+        rng = np.random.default_rng([seed, 0, False])
+        scenes = [sample_scene(rng, scope) for _ in range(count)]
+        return World(scope, bank, np.load(pictures_path, mmap_mode="r"), json.loads(captions_path.read_text()), scenes)
+    cache.mkdir(parents=True, exist_ok=True)
+    drawn = dataset(count, seed=seed, scope=scope, bank=bank)
+    np.save(pictures_path, drawn.pictures)
+    captions_path.write_text(json.dumps(drawn.captions))
+    return World(scope, bank, drawn.pictures, [list(several) for several in drawn.captions], drawn.scenes)
+
+
+def as_pixels(pictures: UInt8[np.ndarray, "b h w 3"]) -> Float[Tensor, "b 3 h w"]:
+    """uint8 pictures as [-1, 1] NCHW."""
+    return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def token_ids(captions: Sequence[str], tokenizer: CLIPTokenizer) -> Int[Tensor, "b l"]:
+    """Captions padded to the tokenizer's context."""
+    return tokenizer(list(captions), padding="max_length", truncation=True, return_tensors="pt").input_ids
+
+
+def clip_batch(
+    world: World, step: int, *, size: int, negatives: int, patches: int, tokenizer: CLIPTokenizer, seed: int
+) -> ClipBatch:
+    """Pictures, captions and, per picture, ``negatives`` captions of scenes that differ in one attribute."""
+    rng = np.random.default_rng([seed, step])
+    indices = rng.integers(len(world), size=size)
+    wrong = [caption(swap(world.scenes[i], rng, scope=world.scope), rng) for i in indices for _ in range(negatives)]
+    scenes = [world.scenes[i] for i in indices]
+    ids = token_ids(world.captions_of(indices, rng) + wrong, tokenizer)
+    ids = ids[:, : ids.ne(len(tokenizer) - 1).sum(1).max() + 1]  # the end token pads: its first one must stay
+    return ClipBatch(
+        pixels=world.pixels(indices),
+        ids=ids[:size],
+        negative_ids=ids[size:],
+        patch_labels=torch.stack([_patch_labels(scene, world.bank.kinds, patches) for scene in scenes]),
+        scene_labels=torch.tensor([world.scope.backgrounds.index(scene.background) for scene in scenes]),
+    )
+
+
+def upsampler_batch(world: World, step: int, *, size: int, crop: int, seed: int) -> UpsamplerBatch:
+    """Crops of 256 px pictures, ``crop`` a multiple of 4, beside the same crops of the pictures reduced to 64 px."""
+    rng = np.random.default_rng([seed, step])
+    high, low = [], []
+    for index in rng.integers(len(world), size=size):
+        picture = as_pixels(render(world.scenes[index], size=256, bank=world.bank)[None])[0]
+        top, left = 4 * rng.integers(0, (256 - crop) // 4 + 1, size=2)
+        window = picture[:, top : top + crop, left : left + crop]
+        high.append(window)
+        low.append(torch.nn.functional.avg_pool2d(window, 4))
+    return UpsamplerBatch(pixels=torch.stack(high), low=torch.stack(low))
+
+
+def _patch_labels(scene: Scene, kinds: tuple[Kind, ...], patches: int) -> Int[Tensor, "p"]:
+    """For each cell of a ``patches`` × ``patches`` grid the kind of thing on its centre, from 1; 0 is background."""
+    centre = (np.arange(patches) + 0.5) * 256 / patches
+    labels = np.zeros((patches, patches), dtype=np.int64)
+    for kind, size, x, y in scene.slots:
+        reach = 0.4 * SIZES[size]
+        inside = (abs(centre[:, None] - y) < reach) & (abs(centre[None] - x) < reach)
+        labels[inside] = kinds.index(kind) + 1
+    return torch.from_numpy(labels.ravel())
