@@ -1,0 +1,85 @@
+"""What the README says to type works: its Python and its commands run, its make targets and its links exist."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import unclip_hub
+
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+UNCLIP = [sys.executable, "-c", "from unclip_hub.cli import main; main(prog_name='unclip')"]
+PLAIN = {"source .venv/bin/activate"}
+needs_model = pytest.mark.skipif(
+    not Path(unclip_hub.BUNDLED_MODEL, "model_index.json").exists(), reason="the bundled model is not in this checkout"
+)
+
+
+def commands() -> list[str]:
+    """The lines to type: all of a bash block, those after "$ " of a console block."""
+    typed = []
+    for language, body in BLOCKS:
+        lines = body.replace("\\\n", " ").splitlines()
+        if language == "bash":
+            typed += [re.sub(r"\s+# .*", "", line) for line in lines if line and not line.startswith("#")]
+        elif language == "console":
+            typed += [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
+    return typed
+
+
+def test_the_file_tree_names_every_module():
+    modules = [path.name for path in (ROOT / "src").rglob("*.py") if path.name != "__init__.py"]
+    outside = [path.name for folder in ("examples", "benchmarks") for path in (ROOT / folder).glob("*.py")]
+    assert [name for name in modules + outside if f"{name} " not in README] == []
+
+
+def run(command: list[str], folder: Path) -> str:
+    env = os.environ | {"PYTHONPATH": str(ROOT / "src"), "HF_HUB_OFFLINE": "1"}
+    ran = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+def test_commands_are_of_known_kinds():
+    assert commands()
+    assert [line for line in commands() if shlex.split(line)[0] not in ("make", "unclip") and line not in PLAIN] == []
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@pytest.mark.parametrize("command", [line for line in commands() if line.startswith("make")])
+def test_make_target_exists(command):
+    run(["make", "--dry-run", *shlex.split(command)[1:]], ROOT)
+
+
+@needs_model
+@pytest.mark.parametrize("command", [line for line in commands() if line.startswith("unclip")])
+def test_command_runs_and_writes_what_it_says(command, tmp_path):
+    written = run([*UNCLIP, *shlex.split(command)[1:]], tmp_path).split("\n")[:-1]
+    assert written and all((tmp_path / name).is_file() for name in written)
+
+
+@needs_model
+@pytest.mark.parametrize("code", [body for language, body in BLOCKS if language == "python"])
+def test_python_runs(code, tmp_path):
+    run([sys.executable, "-c", code], tmp_path)
+
+
+@needs_model  # the picture is made by it
+def test_relative_links_lead_somewhere():
+    links = [link for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", README) if "://" not in link]
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_ci_runs_the_readmes_test_command():
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+    assert re.findall(r"^exec (.*)$", script, flags=re.MULTILINE) == ["make test"]
+    assert "make test" in commands()
