@@ -1,6 +1,5 @@
 """What a user of the text-to-image pipeline relies on, with tiny real components in two layouts."""
 
-import copy
 import json
 import re
 
@@ -36,13 +35,6 @@ def run(pipe, prompt="a red circle", *, seed=0, **options):
     return pipe(prompt, **options)
 
 
-def in_float64(pipe):
-    """A copy in float64: with guidance, random networks magnify what float32 rounds in another order."""
-    made = UnCLIPPipeline(**{name: copy.deepcopy(part) for name, part in pipe.components.items()}).to(torch.float64)
-    made.set_progress_bar_config(disable=True)
-    return made
-
-
 def test_same_seed_same_picture_other_seed_another(pipe):
     first, again, other = run(pipe).images, run(pipe).images, run(pipe, seed=1).images
     assert torch.equal(first, again)
@@ -73,7 +65,7 @@ def test_tuple_and_output_object_agree(pipe):
 
 
 def test_a_generator_per_picture_gives_the_same_pictures_alone_and_in_a_batch(pipe):
-    pipe = in_float64(pipe)
+    pipe = tiny.in_float64(pipe)
     captions = ["a house", "two green cats at night", "a red circle"]
     batch = run(pipe, captions, generator=[seeded(5 + i) for i in range(3)]).images
     for i, caption in enumerate(captions):
@@ -252,7 +244,7 @@ def test_nonsense_is_refused_before_anything_is_computed(pipe, options, message,
 
 
 def test_save_and_reload_gives_the_same_pictures(pipe, tmp_path):
-    pipe = in_float64(pipe)
+    pipe = tiny.in_float64(pipe)
     pipe.save_pretrained(tmp_path)
     reloaded = UnCLIPPipeline.from_pretrained(tmp_path, dtype=torch.float64)
     reloaded.set_progress_bar_config(disable=True)

@@ -1,6 +1,9 @@
 """A tiny unCLIP with random weights: real classes, every width different from every other."""
 
+import copy
+
 import torch
+from diffusers import DiffusionPipeline
 from transformers import (
     CLIPImageProcessorPil,
     CLIPTextConfig,
@@ -24,6 +27,13 @@ CAPTIONS = ["a red circle on a blue square", "two green cats at night", "a house
 
 def tokenizer() -> CLIPTokenizer:
     return train_tokenizer(CAPTIONS * 3, context_length=CONTEXT)
+
+
+def in_float64(pipe: DiffusionPipeline) -> DiffusionPipeline:
+    """A quiet copy: random networks magnify some 10,000 times what float32 rounds in another order."""
+    made = type(pipe)(**{name: copy.deepcopy(part) for name, part in pipe.components.items()}).to(torch.float64)
+    made.set_progress_bar_config(disable=True)
+    return made
 
 
 def components(*, karlo: bool = True) -> dict:
