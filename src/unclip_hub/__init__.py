@@ -1,8 +1,10 @@
 """unCLIP (DALL-E 2) as a plugin to diffusers.
 
-Names are imported when they are first used (PEP 562); importing the package loads neither torch nor diffusers.
+Names are imported when they are first used (PEP 562); importing the package loads neither torch nor diffusers. Where
+diffusers is loaded already, its plain ``DiffusionPipeline.from_pretrained`` learns to open our checkpoints.
 """
 
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,3 +73,7 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+if "diffusers" in sys.modules:
+    import_module("unclip_hub.pipelines.registration").register()

@@ -3,6 +3,8 @@
 import copy
 import json
 import shutil
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import diffusers
@@ -264,6 +266,12 @@ def test_plain_diffusion_pipeline_opens_what_we_save(saved, pipe):
     options = {"generator": torch.Generator().manual_seed(0), "output_type": "np"} | STEPS
     got = torch.from_numpy(tiny.in_float64(opened)("a house", **options).images).permute(0, 3, 1, 2)
     assert_close(got.double(), picture(pipe), atol=1e-6, rtol=0)  # it works out time in float32
+
+
+def test_plain_diffusers_knows_our_checkpoints_once_the_package_is_imported(saved):
+    code = "import diffusers, sys, unclip_hub; print(diffusers.DiffusionPipeline.from_pretrained(sys.argv[1]).text_proj)"
+    ran = subprocess.run([sys.executable, "-c", code, str(saved)], capture_output=True, text=True)
+    assert "UnCLIPTextProjModel" in ran.stdout, ran.stderr
 
 
 # the Hub

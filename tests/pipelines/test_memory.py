@@ -12,6 +12,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from unclip_hub import UnCLIPPipeline
+from unclip_hub.pipelines.stage import decoder_condition
 
 
 CPU = torch.device("cpu")
@@ -92,7 +93,7 @@ def assert_prior_and_decoder_close(parts, pipe, tolerance):
     cond = cond.with_image(embeds)
     x = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(3))
     outputs = [
-        p.decoder(x.to(p.decoder.dtype), t, **p._decoder_condition(cond)).sample.double() for p in (exact, pipe)
+        p.decoder(x.to(p.decoder.dtype), t, **decoder_condition(p, cond)).sample.double() for p in (exact, pipe)
     ]
     assert relative_error(outputs[1], outputs[0]) < tolerance
     big = torch.randn(1, 6, 32, 32, generator=torch.Generator().manual_seed(4))

@@ -15,7 +15,7 @@ def test_all_is_sorted_and_is_the_table():
 
 def test_type_checkers_see_the_same_names():
     tree = ast.parse(inspect.getsource(unclip_hub))
-    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    block = next(node for node in tree.body if isinstance(node, ast.If))  # if TYPE_CHECKING
     seen = {a.name: node.module for node in block.body if isinstance(node, ast.ImportFrom) for a in node.names}
     assert seen == unclip_hub._HOMES
 

@@ -1,11 +1,10 @@
 """The components of unCLIP and the verbs over them, shared by every task's pipeline."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import diffusers.pipelines
 import numpy as np
 import torch
 from diffusers.models.modeling_utils import ModelMixin  # diffusers looks it up here too
@@ -14,7 +13,6 @@ from diffusers.models.unets.unet_2d import UNet2DModel as DiffusersUpsampler
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel as DiffusersDecoder
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import logging
-from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
@@ -25,11 +23,9 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-import unclip_hub
 from unclip_hub.conditioning import Conditioning
 from unclip_hub.hub import class_names
 from unclip_hub.images import resize, to_pil, to_tensor
-from unclip_hub.models import text_proj as text_proj_module
 from unclip_hub.models.decoder import UNet2DConditionModel
 from unclip_hub.models.prior_transformer import PriorTransformer
 from unclip_hub.models.text_proj import UnCLIPTextProjModel
@@ -38,31 +34,18 @@ from unclip_hub.pipelines.captions import tokenize
 from unclip_hub.pipelines.checks import require
 from unclip_hub.pipelines.exchange import keep_dtypes
 from unclip_hub.pipelines.offload import offload_groups_to_disk
-from unclip_hub.pipelines.schedulers import check_scheduler, fitted, supported, with_final
-from unclip_hub.sampling import Condition, Predict, denoise, guide
+from unclip_hub.pipelines.registration import register
+from unclip_hub.pipelines.settings import Interval, check_defaults
+from unclip_hub.pipelines.stage import Generator, OnStep, guided, run
+from unclip_hub.sampling import Predict
 
 
 logger = logging.get_logger(__name__)
 
-# diffusers resolves a component's library as an attribute of diffusers.pipelines first: this is how a plug-in's
-# classes load from the Hub, and the second name is the one that Karlo's repository holds.
-diffusers.pipelines.unclip_hub = unclip_hub  # type: ignore[attr-defined]
-if not hasattr(diffusers.pipelines, "unclip"):
-    diffusers.pipelines.unclip = text_proj_module  # type: ignore[attr-defined]
+register()
 
-Generator = torch.Generator | list[torch.Generator] | None
-OnStep = Callable[[int, Tensor, Tensor], Tensor | None]
 Picture = Image.Image | np.ndarray | Tensor
 Pictures = Picture | Sequence[Picture]
-
-# Karlo's, from its published samplers ("fast"); a checkpoint's index may hold its own under the same key
-SAMPLING_DEFAULTS: dict[str, Any] = {
-    "prior_num_inference_steps": 25,
-    "decoder_num_inference_steps": 25,
-    "super_res_num_inference_steps": 7,
-    "prior_guidance_scale": 4.0,
-    "decoder_guidance_scale": 8.0,
-}
 
 
 class UnCLIPPipelineBase(DiffusionPipeline):
@@ -144,9 +127,7 @@ class UnCLIPPipelineBase(DiffusionPipeline):
             image_encoder=image_encoder,
             feature_extractor=feature_extractor,
         )
-        unknown = set(sampling_defaults or {}) - set(SAMPLING_DEFAULTS)
-        if unknown:
-            raise ValueError(f"sampling_defaults may hold {sorted(SAMPLING_DEFAULTS)}, got also {sorted(unknown)}")
+        check_defaults(sampling_defaults)
         self.register_to_config(sampling_defaults=sampling_defaults)
         self._stage = ""
 
@@ -188,7 +169,9 @@ class UnCLIPPipelineBase(DiffusionPipeline):
         null: Conditioning | None = None,
         *,
         num_inference_steps: int,
-        guidance_scale: float = 1.0,
+        guidance_scale: float | int = 1.0,
+        guidance_interval: Interval | None = None,
+        guidance_rescale: float | int = 0.0,
         generator: Generator = None,
         latents: Float[Tensor, "b d"] | None = None,
         on_step: OnStep | None = None,
@@ -196,29 +179,26 @@ class UnCLIPPipelineBase(DiffusionPipeline):
         """A CLIP image embedding for each caption: the diffusion prior (Ramesh et al. 2022, section 2.2)."""
         require(self, "sample_prior", "prior", "prior_scheduler")
         assert self.prior is not None
-        prior, dtype = self.prior, self.prior.dtype
-
-        def condition(c: Conditioning) -> Condition:
-            c = c.to(dtype=dtype)
-            return {
-                "proj_embedding": c.text_embed,
-                "encoder_hidden_states": c.text_states,
-                "attention_mask": c.text_mask,
-            }
-
-        x = self._run(
+        x = run(
+            self,
             "prior",
-            num_inference_steps,
-            self._guided(
-                lambda x, t, **c: prior(x, t, **c).predicted_image_embedding, condition, cond, null, guidance_scale
+            guided(
+                self,
+                "prior",
+                cond=cond,
+                null=null,
+                guidance_scale=guidance_scale,
+                guidance_interval=guidance_interval,
+                guidance_rescale=guidance_rescale,
             ),
-            shape=(len(cond), prior.config["embedding_dim"]),
-            dtype=dtype,
+            num_inference_steps=num_inference_steps,
+            shape=(len(cond), self.prior.config["embedding_dim"]),
+            dtype=self.prior.dtype,
             generator=generator,
             latents=latents,
             on_step=on_step,
         )
-        return prior.post_process_latents(x)
+        return self.prior.post_process_latents(x)
 
     def decode(
         self,
@@ -226,7 +206,11 @@ class UnCLIPPipelineBase(DiffusionPipeline):
         null: Conditioning | None = None,
         *,
         num_inference_steps: int,
-        guidance_scale: float = 1.0,
+        guidance_scale: float | int = 1.0,
+        guidance_interval: Interval | None = None,
+        guidance_rescale: float | int = 0.0,
+        image: Float[Tensor, "b 3 h w"] | None = None,
+        strength: float | int = 1.0,
         generator: Generator = None,
         latents: Float[Tensor, "b 3 h w"] | None = None,
         on_step: OnStep | None = None,
@@ -234,24 +218,34 @@ class UnCLIPPipelineBase(DiffusionPipeline):
         """A small picture in [-1, 1] from each image embedding and its caption (Ramesh et al. 2022, section 2.1).
 
         Guidance leads away from ``null``: its caption, and text_proj's learned embedding where it has no image
-        embedding.
+        embedding. Given an ``image`` (in [-1, 1]) and a ``strength`` below 1, only the last ``strength`` of the steps
+        are run, from that image with noise on it.
         """
-        decoder, config = self.decoder, self.decoder.config
+        config = self.decoder.config
         if cond.image_embed is None:
             raise ValueError(
                 "decode needs conditioning with an image embedding, got image_embed=None; sample_prior makes one"
             )
-        x = self._run(
+        x = run(
+            self,
             "decoder",
-            num_inference_steps,
-            self._guided(
-                lambda x, t, **c: decoder(x, t, **c).sample, self._decoder_condition, cond, null, guidance_scale
+            guided(
+                self,
+                "decoder",
+                cond=cond,
+                null=null,
+                guidance_scale=guidance_scale,
+                guidance_interval=guidance_interval,
+                guidance_rescale=guidance_rescale,
             ),
+            num_inference_steps=num_inference_steps,
             shape=(len(cond), config["in_channels"], config["sample_size"], config["sample_size"]),
-            dtype=decoder.dtype,
+            dtype=self.decoder.dtype,
             generator=generator,
             latents=latents,
             on_step=on_step,
+            image=image,
+            strength=strength,
         )
         return x.clamp(-1, 1)
 
@@ -280,10 +274,11 @@ class UnCLIPPipelineBase(DiffusionPipeline):
         def predicting(network: UNet2DModel | DiffusersUpsampler) -> Predict:
             return lambda x, t: network(torch.cat([x, low], dim=1).to(network.dtype), t).sample.to(x.dtype)
 
-        x = self._run(
+        x = run(
+            self,
             stage,
-            num_inference_steps,
             predicting(first),
+            num_inference_steps=num_inference_steps,
             final=None if last is None else predicting(last),
             shape=(len(images), first.config["in_channels"] // 2, size, size),
             dtype=torch.promote_types(first.dtype, torch.float32),  # the two networks may differ
@@ -293,72 +288,32 @@ class UnCLIPPipelineBase(DiffusionPipeline):
         )
         return x.clamp(-1, 1)
 
-    # what the verbs and the calls share
-
-    def _steps_and_scales(
-        self, prior_steps: Any, decoder_steps: Any, super_res_steps: Any, prior_scale: Any, decoder_scale: Any
-    ) -> tuple[dict[str, int], dict[str, float]]:
-        """Steps and guidance scales by stage, those left at None from the checkpoint, else Karlo's."""
-        own = SAMPLING_DEFAULTS | (self.config["sampling_defaults"] or {})
-
-        def choose(name: str, given: Any) -> Any:
-            return own[name] if given is None else given
-
-        steps = {
-            "prior": choose("prior_num_inference_steps", prior_steps),
-            "decoder": choose("decoder_num_inference_steps", decoder_steps),
-            "super_res": choose("super_res_num_inference_steps", super_res_steps),
-        }
-        scales = {
-            "prior": choose("prior_guidance_scale", prior_scale),
-            "decoder": choose("decoder_guidance_scale", decoder_scale),
-        }
-        return steps, scales
-
-    def _callback(self, callback: Callable[..., dict[str, Tensor] | None] | None) -> OnStep | None:
-        """diffusers' ``callback_on_step_end`` as the loop takes it."""
-        if callback is None:
-            return None
-
-        def on_step(i: int, t: Tensor, x: Tensor) -> Tensor | None:
-            returned = callback(self, i, t, {"latents": x})
-            return None if returned is None else returned.get("latents")
-
-        return on_step
-
-    def _guided(
+    def enlarge(
         self,
-        model: Callable[..., Tensor],
-        condition: Callable[[Conditioning], Condition],
-        cond: Conditioning,
-        null: Conditioning | None,
-        scale: float,
-    ) -> Predict:
-        away = None if null is None or scale == 1.0 else condition(null.expand(len(cond)))
-        return guide(model, condition(cond), null=away, scale=scale)
+        small_images: Float[Tensor, "b 3 h w"],
+        *,
+        num_inference_steps: int,
+        generator: Generator = None,
+        latents: Float[Tensor, "b 3 H W"] | None = None,
+        on_step: OnStep | None = None,
+    ) -> Float[Tensor, "b 3 H2 W2"]:
+        """The decoder's pictures through every upsampler that the checkpoint has; ``latents`` are the first one's."""
+        images = small_images
+        if self.super_res_first is not None:
+            images = self.upsample(
+                images, num_inference_steps=num_inference_steps, generator=generator, latents=latents, on_step=on_step
+            )
+        if self.super_res_1024 is not None:
+            images = self.upsample(
+                images,
+                num_inference_steps=num_inference_steps,
+                stage="super_res_1024",
+                generator=generator,
+                on_step=on_step,
+            )
+        return images
 
-    def _decoder_condition(self, cond: Conditioning) -> Condition:
-        """The decoder's keyword tensors: context tokens, text_proj's first, and the addition to the timestep."""
-        proj = self.text_proj
-        cond = cond.to(dtype=proj.dtype)
-        unknown = (
-            cond.image_embed is None
-        )  # its learned embedding is at hand in forward only, if weights are offloaded
-        twice = 2 if unknown else 1
-        states, time_embed = proj(
-            image_embeddings=torch.zeros_like(cond.text_embed) if unknown else cond.image_embed,
-            prompt_embeds=cond.text_embed.repeat(twice, 1),
-            text_encoder_hidden_states=cond.text_states.repeat(twice, 1, 1),
-            do_classifier_free_guidance=unknown,
-        )
-        states, time_embed = states[: len(cond)], time_embed[: len(cond)]
-        mask = torch.nn.functional.pad(cond.text_mask, (proj.config["clip_extra_context_tokens"], 0), value=True)
-        dtype = self.decoder.dtype
-        return {
-            "encoder_hidden_states": states.to(dtype),
-            "class_labels": time_embed.to(dtype),
-            "attention_mask": mask,
-        }
+    # diffusers' own, where it does not fit
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **options: Any) -> Any:
@@ -382,47 +337,6 @@ class UnCLIPPipelineBase(DiffusionPipeline):
             exclude = [exclude_modules] if isinstance(exclude_modules, str) else exclude_modules or []
             offload_groups_to_disk(self, Path(offload_to_disk_path), exclude=exclude, **options)
 
-    def _run(
-        self,
-        stage: str,
-        num_inference_steps: int,
-        predict: Predict,
-        *,
-        final: Predict | None = None,
-        shape: tuple[int, ...],
-        dtype: torch.dtype,
-        generator: Generator,
-        latents: Tensor | None,
-        on_step: OnStep | None,
-    ) -> Tensor:
-        """One stage from noise to its result, under a progress bar that names it.
-
-        Only the networks (``final`` is that of the last step) compute in ``dtype``: x itself is at least float32, as
-        schedulers that count in sigmas start at 20,000.
-        """
-        check_scheduler(self, stage, num_inference_steps=num_inference_steps)
-        device, precise = self._execution_device, torch.promote_types(dtype, torch.float32)
-        own = getattr(self, f"{stage}_scheduler")
-        scheduler = supported(own)
-        scheduler.set_timesteps(num_inference_steps, device=device)
-        if final is not None:
-            predict = with_final(predict, final, scheduler, stage=stage)
-        predict = fitted(_computing_in(dtype, predict), scheduler, kind=own.config["prediction_type"])
-        if latents is None:
-            latents = randn_tensor(shape, generator=generator, device=device, dtype=precise)
-        elif tuple(latents.shape) != shape:
-            raise ValueError(f"{stage} latents must be {shape}, got {tuple(latents.shape)}")
-        x = latents.to(device, precise) * scheduler.init_noise_sigma
-        self._stage = stage
-        with self.progress_bar(total=len(scheduler.timesteps)) as bar:  # pyright: ignore[reportAttributeAccessIssue]
-            bar.set_description(stage)
-
-            def after(i: int, t: Tensor, x: Tensor) -> Tensor | None:
-                bar.update()
-                return None if on_step is None else on_step(i, t, x)
-
-            return denoise(predict, x, scheduler, generator=generator, on_step=after)
-
     # the names in the index: read as our classes and strict loaders, written as Karlo's
 
     @classmethod
@@ -435,10 +349,6 @@ class UnCLIPPipelineBase(DiffusionPipeline):
         return (
             json.dumps(class_names.to_disk(index, optional=self._optional_components), indent=2, sort_keys=True) + "\n"
         )
-
-
-def _computing_in(dtype: torch.dtype, predict: Predict) -> Predict:
-    return lambda x, t: predict(x.to(dtype), t).to(x.dtype)
 
 
 def pictures(image: Pictures) -> list[Image.Image]:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from unclip_hub.conditioning import Conditioning
 from unclip_hub.pipelines.schedulers import check_scheduler
+from unclip_hub.pipelines.settings import Settings
 
 
 OUTPUT_TYPES = ("pil", "np", "pt")
@@ -25,7 +26,7 @@ def check_call(
     image_embeds: Tensor | None,
     small_images: Tensor | None,
     num_images_per_prompt: int,
-    scales: Mapping[str, float],
+    settings: Settings,
     **options: Any,
 ) -> int:
     """Check the arguments of a text-to-image call and return the number of pictures that it makes."""
@@ -33,12 +34,12 @@ def check_call(
     prompts = count_prompts(prompt, prompt_embeds, text_model_output, text_attention_mask)
     check_negative(negative_prompt, negative_prompt_embeds, prompts=prompts)
     batch = prompts * num_images_per_prompt
-    check_run(pipe, batch=batch, scales=scales, image_embeds=image_embeds, small_images=small_images, **options)
+    check_run(pipe, batch=batch, settings=settings, image_embeds=image_embeds, small_images=small_images, **options)
     if small_images is not None:
         return batch
     if prompt is not None:
         require(pipe, "a prompt", "text_encoder", "tokenizer", instead="prompt_embeds")
-    if negative_prompt_embeds is None and set(scales.values()) != {1}:
+    if negative_prompt_embeds is None and settings.guided:
         require(pipe, "guidance", "text_encoder", "tokenizer", instead="negative_prompt_embeds")
     if image_embeds is None:
         require(pipe, "text to image", "prior", "prior_scheduler", instead="image_embeds")
@@ -49,8 +50,7 @@ def check_run(
     pipe: Any,
     *,
     batch: int,
-    steps: Mapping[str, int],
-    scales: Mapping[str, float],
+    settings: Settings,
     generator: Any,
     latents: Mapping[str, Tensor | None],
     output_type: str,
@@ -59,10 +59,12 @@ def check_run(
     small_images: Tensor | None = None,
 ) -> None:
     """Check what every task's call takes."""
-    for stage, value in steps.items():
+    for stage, value in settings.steps.items():
         check_count(f"{stage}_num_inference_steps", value)
-    for stage, value in scales.items():
-        check_scale(f"{stage}_guidance_scale", value)
+    for stage, options in settings.guidance.items():
+        check_scale(f"{stage}_guidance_scale", options["guidance_scale"])
+        check_interval(f"{stage}_guidance_interval", options["guidance_interval"])
+        check_fraction(f"{stage}_guidance_rescale", options["guidance_rescale"])
     if isinstance(generator, list) and len(generator) != batch:
         raise ValueError(
             f"generator must be one generator or a list of {batch}, one per picture, got {len(generator)}"
@@ -81,8 +83,8 @@ def check_run(
     check_shape("small_images", small_images, shapes["decoder"])
     needless = ("prior", "decoder") if small_images is not None else ("prior",) if image_embeds is not None else ()
     for stage in shapes:
-        if stage in steps and stage not in needless:
-            check_scheduler(pipe, stage, num_inference_steps=steps[stage])
+        if stage not in needless:
+            check_scheduler(pipe, stage, num_inference_steps=settings.steps[stage])
 
 
 def require(pipe: Any, purpose: str, *names: str, instead: str | None = None) -> None:
@@ -161,6 +163,20 @@ def check_scale(name: str, value: Any) -> None:
     """A finite guidance scale of at least 0."""
     if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value) or value < 0:
         raise ValueError(f"{name} must be a finite number of at least 0 (1 is no guidance), got {value!r}")
+
+
+def check_fraction(name: str, value: Any) -> None:
+    """A number from 0 to 1."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
+        raise ValueError(f"{name} must be a number from 0 to 1, got {value!r}")
+
+
+def check_interval(name: str, value: Any) -> None:
+    """Two noise levels, the lower one first; or None."""
+    if value is None:
+        return
+    if not isinstance(value, tuple | list) or len(value) != 2 or not 0 <= value[0] < value[1]:
+        raise ValueError(f"{name} must be two noise levels (low, high) with 0 <= low < high, got {value!r}")
 
 
 def check_shape(name: str, tensor: Tensor | None, expected: tuple[int, ...] | None) -> None:

@@ -81,7 +81,12 @@ def fitted(predict: Predict, scheduler: Any, *, kind: str) -> Predict:
     return fit
 
 
-def with_final(predict: Predict, final: Predict, scheduler: Any, *, stage: str) -> Predict:
+def noise_level(scheduler: Any, t: Tensor) -> float:
+    """sigma = sqrt(1 / abar - 1) at a timestep: 0 on a clean picture, 1 where noise and signal are equal."""
+    return (1 / _abar_at(scheduler, t) - 1) ** 0.5
+
+
+def with_final(predict: Predict, final: Predict, scheduler: Any, *, stage: str, begin: int = 0) -> Predict:
     """``final`` in place of ``predict`` at the last call, if that is at timestep 0, the only one it is trained for."""
     last = float(scheduler.timesteps[-1])
     if round(last) != 0:
@@ -90,7 +95,7 @@ def with_final(predict: Predict, final: Predict, scheduler: Any, *, stage: str) 
             f"{last:.0f}. With timestep_spacing='linspace' DDPM and the Euler, Heun and KDPM2 schedulers end at 0"
         )
         return predict
-    left = itertools.count(len(scheduler.timesteps) - 1, -1)
+    left = itertools.count(len(scheduler.timesteps) - 1 - begin, -1)
     return lambda x, t: final(x, t) if next(left) == 0 else predict(x, t)
 
 

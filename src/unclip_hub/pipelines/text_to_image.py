@@ -10,10 +10,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unclip_hub.conditioning import Conditioning
-from unclip_hub.pipelines.base import Generator, UnCLIPPipelineBase
+from unclip_hub.pipelines.base import UnCLIPPipelineBase
 from unclip_hub.pipelines.checks import check_call
 from unclip_hub.pipelines.exchange import exchange
 from unclip_hub.pipelines.output import Images, UnCLIPPipelineOutput, as_output
+from unclip_hub.pipelines.settings import Interval, settings
+from unclip_hub.pipelines.stage import Generator, on_step_end
 
 
 class UnCLIPPipeline(UnCLIPPipelineBase):
@@ -46,11 +48,15 @@ class UnCLIPPipeline(UnCLIPPipelineBase):
         super_res_latents: Float[Tensor, "b c h2 w2"] | None = None,
         text_model_output: Any = None,
         text_attention_mask: Tensor | None = None,
-        prior_guidance_scale: float | None = None,
-        decoder_guidance_scale: float | None = None,
+        prior_guidance_scale: float | int | None = None,
+        decoder_guidance_scale: float | int | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         *,
+        prior_guidance_interval: Interval | None = None,
+        decoder_guidance_interval: Interval | None = None,
+        prior_guidance_rescale: float | int | None = None,
+        decoder_guidance_rescale: float | int | None = None,
         negative_prompt: str | list[str] | None = None,
         prompt_embeds: Conditioning | None = None,
         negative_prompt_embeds: Conditioning | None = None,
@@ -73,6 +79,10 @@ class UnCLIPPipeline(UnCLIPPipelineBase):
                 ``prompt``, with ``text_attention_mask``; ``prompt_embeds`` does the same in one value.
             prior_guidance_scale: classifier-free guidance, 1 for none; best near 1 (section 5.1 of the paper).
             decoder_guidance_scale: likewise for the decoder.
+            prior_guidance_interval: the noise levels sigma = sqrt(1 / abar - 1) in (low, high] that are guided, by
+                default all; likewise ``decoder_guidance_interval``. 0.2 to 5 is a start (arXiv:2404.07724).
+            prior_guidance_rescale: 0 to 1, how far guidance's higher contrast is taken back (arXiv:2305.08891,
+                section 3.4; 0.7 there); likewise ``decoder_guidance_rescale``.
             output_type: ``"pil"``, ``"np"`` or ``"pt"``.
             negative_prompt: captions to lead away from, one or one per prompt; the empty caption by default.
             prompt_embeds: what ``encode_text`` returned, in place of ``prompt``; likewise ``negative_prompt_embeds``.
@@ -84,10 +94,18 @@ class UnCLIPPipeline(UnCLIPPipelineBase):
         Raises:
             ValueError: arguments that do not fit each other or the checkpoint; raised before anything is computed.
         """
-        steps, scales = self._steps_and_scales(
-            prior_num_inference_steps, decoder_num_inference_steps, super_res_num_inference_steps,
-            prior_guidance_scale, decoder_guidance_scale,
-        )  # fmt: skip
+        chosen = settings(
+            self,
+            prior_num_inference_steps=prior_num_inference_steps,
+            decoder_num_inference_steps=decoder_num_inference_steps,
+            super_res_num_inference_steps=super_res_num_inference_steps,
+            prior_guidance_scale=prior_guidance_scale,
+            decoder_guidance_scale=decoder_guidance_scale,
+            prior_guidance_interval=prior_guidance_interval,
+            decoder_guidance_interval=decoder_guidance_interval,
+            prior_guidance_rescale=prior_guidance_rescale,
+            decoder_guidance_rescale=decoder_guidance_rescale,
+        )
         check_call(
             self,
             prompt=prompt,
@@ -99,14 +117,13 @@ class UnCLIPPipeline(UnCLIPPipelineBase):
             image_embeds=image_embeds,
             small_images=small_images,
             num_images_per_prompt=num_images_per_prompt,
-            steps=steps,
-            scales=scales,
+            settings=chosen,
             generator=generator,
             latents={"prior": prior_latents, "decoder": decoder_latents, "super_res": super_res_latents},
             output_type=output_type,
             callback_inputs=callback_on_step_end_tensor_inputs,
         )
-        on_step = self._callback(callback_on_step_end)
+        on_step = on_step_end(self, callback_on_step_end)
 
         if small_images is None:
             if prompt_embeds is not None:
@@ -116,32 +133,25 @@ class UnCLIPPipeline(UnCLIPPipelineBase):
             else:
                 cond = self.encode_text(prompt or "")
             null = negative_prompt_embeds
-            if null is None and set(scales.values()) != {1}:
+            if null is None and chosen.guided:
                 null = self.encode_text("" if negative_prompt is None else negative_prompt)
             cond = cond.repeat(num_images_per_prompt)
             if null is not None and len(null) > 1:
                 null = null.repeat(num_images_per_prompt)
             if image_embeds is None:
                 image_embeds = self.sample_prior(
-                    cond, null, num_inference_steps=steps["prior"], guidance_scale=scales["prior"],
+                    cond, null, num_inference_steps=chosen.steps["prior"], **chosen.guidance["prior"],
                     generator=generator, latents=prior_latents, on_step=on_step,
                 )  # fmt: skip
             small_images = self.decode(
                 cond.with_image(image_embeds.to(cond.text_embed.device)), null,
-                num_inference_steps=steps["decoder"], guidance_scale=scales["decoder"],
+                num_inference_steps=chosen.steps["decoder"], **chosen.guidance["decoder"],
                 generator=generator, latents=decoder_latents, on_step=on_step,
             )  # fmt: skip
-        images = small_images
-        if self.super_res_first is not None:
-            images = self.upsample(
-                small_images, num_inference_steps=steps["super_res"],
-                generator=generator, latents=super_res_latents, on_step=on_step,
-            )  # fmt: skip
-        if self.super_res_1024 is not None:
-            images = self.upsample(
-                images, num_inference_steps=steps["super_res"], stage="super_res_1024",
-                generator=generator, on_step=on_step,
-            )  # fmt: skip
+        images = self.enlarge(
+            small_images, num_inference_steps=chosen.steps["super_res"],
+            generator=generator, latents=super_res_latents, on_step=on_step,
+        )  # fmt: skip
         self.maybe_free_model_hooks()
         finished, small = as_output(images, output_type), as_output(small_images, output_type)
         return UnCLIPPipelineOutput(finished, image_embeds, small) if return_dict else (finished, image_embeds, small)

@@ -1,0 +1,155 @@
+"""One stage of the chain: its network with guidance, and its way from noise to a result."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from unclip_hub.conditioning import Conditioning
+from unclip_hub.pipelines.schedulers import check_scheduler, fitted, noise_level, supported, with_final
+from unclip_hub.pipelines.settings import Interval
+from unclip_hub.sampling import Condition, Predict, denoise, guide
+
+
+Generator = torch.Generator | list[torch.Generator] | None
+OnStep = Callable[[int, Tensor, Tensor], Tensor | None]
+
+
+def guided(
+    pipe: Any,
+    stage: str,
+    *,
+    cond: Conditioning,
+    null: Conditioning | None,
+    guidance_scale: float | int,
+    guidance_interval: Interval | None,
+    guidance_rescale: float | int,
+) -> Predict:
+    """The prior's or the decoder's network, its captions bound to it and guided away from ``null``."""
+    model, condition = {"prior": _prior, "decoder": _decoder}[stage](pipe)
+    active = None if guidance_interval is None else _within(guidance_interval, getattr(pipe, f"{stage}_scheduler"))
+    away = None if null is None or guidance_scale == 1 else condition(null.expand(len(cond)))
+    return guide(model, condition(cond), null=away, scale=guidance_scale, rescale=guidance_rescale, active=active)
+
+
+def run(
+    pipe: Any,
+    stage: str,
+    predict: Predict,
+    *,
+    num_inference_steps: int,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    generator: Generator,
+    latents: Tensor | None,
+    on_step: OnStep | None,
+    final: Predict | None = None,
+    image: Tensor | None = None,
+    strength: float | int = 1.0,
+) -> Tensor:
+    """One stage from noise to its result, under a progress bar that names it.
+
+    Only the networks (``final`` is that of the last step) compute in ``dtype``: x itself is at least float32, as
+    schedulers that count in sigmas start at 20,000. With an ``image`` and a ``strength`` below 1 only the last
+    ``strength`` of the steps are run, from that image with their noise on it (Meng et al. 2022, SDEdit).
+    """
+    check_scheduler(pipe, stage, num_inference_steps=num_inference_steps)
+    device, precise = pipe._execution_device, torch.promote_types(dtype, torch.float32)
+    own = getattr(pipe, f"{stage}_scheduler")
+    scheduler = supported(own)
+    scheduler.set_timesteps(num_inference_steps, device=device)
+    begin = 0 if image is None else first_step(scheduler, num_inference_steps, strength)
+    if final is not None:
+        predict = with_final(predict, final, scheduler, stage=stage, begin=begin)
+    predict = fitted(_computing_in(dtype, predict), scheduler, kind=own.config["prediction_type"])
+    if latents is None:
+        latents = randn_tensor(shape, generator=generator, device=device, dtype=precise)
+    elif tuple(latents.shape) != shape:
+        raise ValueError(f"{stage} latents must be {shape}, got {tuple(latents.shape)}")
+    noise = latents.to(device, precise)
+    if image is None or begin == 0:
+        x = noise * scheduler.init_noise_sigma
+    else:
+        at = scheduler.timesteps[begin].expand(len(noise))
+        if hasattr(scheduler, "set_begin_index"):  # of those that count their steps instead of looking t up
+            scheduler.set_begin_index(begin)
+        x = scheduler.add_noise(image.to(device, precise), noise, at)
+    pipe._stage = stage
+    with pipe.progress_bar(total=len(scheduler.timesteps) - begin) as bar:
+        bar.set_description(stage)
+
+        def after(i: int, t: Tensor, x: Tensor) -> Tensor | None:
+            bar.update()
+            return None if on_step is None else on_step(i, t, x)
+
+        return denoise(predict, x, scheduler, generator=generator, on_step=after, begin=begin)
+
+
+def first_step(scheduler: Any, num_inference_steps: int, strength: float | int) -> int:
+    """The index of the first timestep that ``strength`` leaves to run; at least one step is run."""
+    if not 0 < strength <= 1:
+        raise ValueError(f"strength must be above 0 and at most 1, got {strength}")
+    skipped = num_inference_steps - max(1, math.floor(num_inference_steps * strength + 1e-9))
+    return skipped * scheduler.order  # solvers of second order hold two timesteps for a step
+
+
+def on_step_end(pipe: Any, callback: Callable[..., dict[str, Tensor] | None] | None) -> OnStep | None:
+    """diffusers' ``callback_on_step_end`` as the loop takes it."""
+    if callback is None:
+        return None
+
+    def on_step(i: int, t: Tensor, x: Tensor) -> Tensor | None:
+        returned = callback(pipe, i, t, {"latents": x})
+        return None if returned is None else returned.get("latents")
+
+    return on_step
+
+
+def decoder_condition(pipe: Any, cond: Conditioning) -> Condition:
+    """The decoder's keyword tensors: context tokens, text_proj's first, and the addition to the timestep."""
+    proj = pipe.text_proj
+    cond = cond.to(dtype=proj.dtype)
+    unknown = cond.image_embed is None  # its learned embedding is at hand in forward only, if weights are offloaded
+    twice = 2 if unknown else 1
+    states, time_embed = proj(
+        image_embeddings=torch.zeros_like(cond.text_embed) if unknown else cond.image_embed,
+        prompt_embeds=cond.text_embed.repeat(twice, 1),
+        text_encoder_hidden_states=cond.text_states.repeat(twice, 1, 1),
+        do_classifier_free_guidance=unknown,
+    )
+    states, time_embed = states[: len(cond)], time_embed[: len(cond)]
+    mask = torch.nn.functional.pad(cond.text_mask, (proj.config["clip_extra_context_tokens"], 0), value=True)
+    dtype = pipe.decoder.dtype
+    return {
+        "encoder_hidden_states": states.to(dtype),
+        "class_labels": time_embed.to(dtype),
+        "attention_mask": mask,
+    }
+
+
+def _prior(pipe: Any) -> tuple[Callable[..., Tensor], Callable[[Conditioning], Condition]]:
+    def condition(cond: Conditioning) -> Condition:
+        cond = cond.to(dtype=pipe.prior.dtype)
+        return {
+            "proj_embedding": cond.text_embed,
+            "encoder_hidden_states": cond.text_states,
+            "attention_mask": cond.text_mask,
+        }
+
+    return lambda x, t, **c: pipe.prior(x, t, **c).predicted_image_embedding, condition
+
+
+def _decoder(pipe: Any) -> tuple[Callable[..., Tensor], Callable[[Conditioning], Condition]]:
+    return lambda x, t, **c: pipe.decoder(x, t, **c).sample, lambda cond: decoder_condition(pipe, cond)
+
+
+def _within(interval: Interval, scheduler: Any) -> Callable[[Tensor], bool]:
+    low, high = interval
+    return lambda t: low < noise_level(scheduler, t) <= high
+
+
+def _computing_in(dtype: torch.dtype, predict: Predict) -> Predict:
+    return lambda x, t: predict(x.to(dtype), t).to(x.dtype)
