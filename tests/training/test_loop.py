@@ -1,7 +1,10 @@
 """The loop: exact resumption, honest averages, clear failures."""
 
 import json
+import shutil
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,6 +28,18 @@ class LineTask:
         noise = 0.1 * torch.randn(batch.shape, generator=generator)
         error = self.modules["line"](batch) - (2 * batch + 1 + noise)
         return error.square().mean(), {"bias": self.modules["line"].bias.item()}
+
+
+class BigTask(LineTask):
+    """With 60 parameters more, which count towards the room that a checkpoint needs."""
+
+    def __init__(self):
+        super().__init__()
+        self.modules["more"] = nn.Linear(60, 1, bias=False)
+
+    def loss(self, batch, generator):
+        loss, stats = super().loss(batch, generator)
+        return loss + self.modules["more"].weight.square().mean(), stats
 
 
 def batches(step):
@@ -94,11 +109,60 @@ def test_learning_rate_rises_stays_and_falls():
     assert config.lr_at(100) == pytest.approx(0.1)
 
 
-def test_a_loss_that_is_not_finite_stops_and_names_the_last_checkpoint(tmp_path):
-    with pytest.raises(
-        FloatingPointError, match=r"loss is nan at step 3; the last good checkpoint is .*checkpoint.pt"
-    ):
-        train(LineTask(), lambda step: batches(step) * (1 if step < 3 else torch.nan), CONFIG, output=tmp_path)
+def test_gradients_that_are_not_finite_are_skipped_and_counted(tmp_path):
+    def broken(step):
+        return batches(step) * (torch.nan if step in (3, 7, 8) else 1)
+
+    task = LineTask()
+    train(task, broken, CONFIG, output=tmp_path)
+    assert task.modules["line"].weight.isfinite().all()
+    skipped = [json.loads(line)["skipped"] for line in (tmp_path / "stats.jsonl").read_text().splitlines()]
+    assert skipped == [0.2, 0.4, 0, 0]
+
+
+def test_nothing_but_gradients_that_are_not_finite_stops_and_names_the_last_checkpoint(tmp_path):
+    train(LineTask(), batches, replace(CONFIG, steps=5), output=tmp_path)
+    message = r"not finite in 11 steps in a row \(loss nan\); the last good checkpoint is .*step-00000005$"
+    with pytest.raises(FloatingPointError, match=message):
+        train(LineTask(), lambda step: batches(step) * torch.nan, CONFIG, output=tmp_path)
+
+
+def test_divergence_stops(tmp_path):
+    def explode(step):
+        return batches(step) * (1 if step < 10 else 1e3)
+
+    with pytest.raises(FloatingPointError, match=r"the loss rose from .* to .*; there is no checkpoint yet"):
+        train(LineTask(), explode, CONFIG, output=tmp_path)
+
+
+def test_accumulation_is_one_larger_batch(tmp_path):
+    class Plain(LineTask):
+        def loss(self, batch, generator):
+            return (self.modules["line"](batch) - 2 * batch).square().mean(), {}
+
+    halves, whole = Plain(), Plain()
+    train(halves, batches, replace(CONFIG, accumulate=2), output=tmp_path / "halves")
+    train(whole, lambda n: torch.cat([batches(2 * n), batches(2 * n + 1)]), CONFIG, output=tmp_path / "whole")
+    assert_close(halves.modules.state_dict(), whole.modules.state_dict())
+
+
+def test_batches_made_ahead_are_the_same(tmp_path):
+    here, ahead = LineTask(), LineTask()
+    train(here, batches, CONFIG, output=tmp_path / "here")
+    train(ahead, batches, replace(CONFIG, workers=2), output=tmp_path / "ahead")
+    assert torch.equal(here.modules["line"].weight, ahead.modules["line"].weight)
+
+
+def test_two_precisions_in_one_process(tmp_path):
+    for precision in ("bf16", "no", "bf16"):
+        train(LineTask(), batches, replace(CONFIG, precision=precision), output=tmp_path / precision)
+
+
+@pytest.mark.parametrize(("free", "refused"), [(100, True), (10**9, False)])
+def test_a_disk_without_room_is_reported_before_training(tmp_path, monkeypatch, free, refused):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    with pytest.raises(OSError, match=r"need .* GB, its disk has 0.00 GB free") if refused else nullcontext():
+        train(BigTask(), batches, replace(CONFIG, steps=1), output=tmp_path)
 
 
 def test_a_folder_of_another_network_is_refused(tmp_path):
@@ -109,7 +173,7 @@ def test_a_folder_of_another_network_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [({"steps": 0}, "steps must be"), ({"ema": 1.0}, "ema must be"), ({"precision": "fp16"}, "precision must be")],
+    [({"steps": 0}, "steps must be"), ({"ema": 1.0}, "ema must be"), ({"precision": "fp8"}, "precision must be")],
 )
 def test_configurations_that_cannot_work_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):

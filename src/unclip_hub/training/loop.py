@@ -1,26 +1,39 @@
-"""The training loop. It never asks which network it trains: a task is a loss, a batch a function of the step."""
+"""The training loop. It never asks which network it trains: a task is a loss, a batch a function of its number."""
 
 import json
 import math
-import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NoReturn, Protocol, runtime_checkable
 
 import torch
+from accelerate import Accelerator, DistributedType
+from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from unclip_hub.training.average import Average
+from unclip_hub.training.checkpoints import check_room, newest, replace_file, restore, save
 
 
 Batch = Any
+PRECISIONS = ("no", "bf16", "fp16")
+MAX_SKIPPED = 10  # steps in a row
 
 
 @runtime_checkable
 class Task(Protocol):
-    """A loss over modules: ``loss(batch, generator)`` returns the scalar to minimise and numbers worth logging."""
+    """A loss over modules: ``loss(batch, generator)`` returns the scalar to minimise and numbers worth logging.
 
-    modules: nn.ModuleDict  # everything that is trained
+    Every parameter that requires a gradient takes part in every loss: with several processes the others wait for it.
+    """
+
+    modules: nn.ModuleDict  # what is saved; of it is trained what requires a gradient
 
     def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]: ...
 
@@ -30,7 +43,17 @@ class TrainConfig:
     """How to train; what to train on and with which loss is the caller's.
 
     The learning rate rises over ``warmup`` steps, stays, and falls linearly to ``final_lr_ratio`` of itself from
-    ``decay_from`` (a fraction of ``steps``) on. ``precision`` is ``"bf16"`` (autocast) or ``"no"`` (float32).
+    ``decay_from`` (a fraction of ``steps``) on.
+
+    Args:
+        accumulate: micro-batches per step and process.
+        clip_norm: the gradient's norm is cut to this.
+        ema: decay of the averaged weights, which are what is exported; 0 exports the last ones.
+        precision: ``"no"`` (float32), ``"bf16"`` or ``"fp16"`` (autocast; fp16 on a GPU only).
+        workers: processes that make batches ahead.
+        tracker: ``"trackio"``, ``"tensorboard"``, ``"wandb"`` or ``"none"``; ``stats.jsonl`` is written always.
+        checkpoint_minutes: time between checkpoints.
+        diverged: the run stops once the loss, averaged over ``log_every`` steps, is this many times its lowest.
     """
 
     steps: int
@@ -41,19 +64,24 @@ class TrainConfig:
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.99)
     clip_norm: float = 1.0
+    accumulate: int = 1
     ema: float = 0.999
     precision: str = "bf16"
     seed: int = 0
+    workers: int = 0
+    tracker: str = "none"
     log_every: int = 50
     checkpoint_minutes: float = 3.0
+    diverged: float = 20.0
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}")
+        for name in ("steps", "accumulate", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must be in [0, 1), got {self.ema}")
-        if self.precision not in ("no", "bf16"):
-            raise ValueError(f"precision must be 'no' or 'bf16', got {self.precision!r}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {PRECISIONS}, got {self.precision!r}")
 
     def lr_at(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""
@@ -73,131 +101,193 @@ def train(
 ) -> Path:
     """Train to ``config.steps`` and leave averaged weights in ``output/ema.pt``; the same call again resumes.
 
-    A step depends on its number alone (``batches(step)``, and noise from a generator seeded with it), so that a
-    resumed run continues the interrupted one exactly. ``output`` receives ``checkpoint.pt`` every few minutes,
-    replaced atomically, and ``stats.jsonl``.
+    Micro-batch number n is ``batches(n)``, and its noise is that of a generator seeded with n: a resumed run continues
+    the interrupted one exactly, and w processes (torchrun's or ``accelerate launch``'s; each takes every w-th number)
+    make the gradients that one process makes with w times ``accumulate``. ``output`` receives a checkpoint every few
+    minutes, whole or not at all, and ``stats.jsonl``.
 
     Args:
         sample_fn: called with the averaged modules and the step at every checkpoint, to draw samples or to score them.
 
     Raises:
         ValueError: ``output`` holds a checkpoint of a different network.
-        FloatingPointError: the loss stopped being finite; the last checkpoint is kept and named.
+        OSError: ``output`` cannot be written, or has no room for two checkpoints; before the first step.
+        FloatingPointError: the loss stopped being finite or diverged; the last checkpoint is kept and named.
     """
-    output.mkdir(parents=True, exist_ok=True)
-    task.modules.train()
-    device = next(task.modules.parameters()).device
-    optimizer = torch.optim.AdamW(
-        _decay_groups(task.modules, config.weight_decay), lr=config.lr, betas=config.betas, fused=True
-    )
-    average = [p.detach().clone() for p in task.modules.parameters()]
-    start = _resume(output, task.modules, optimizer, average)
-    started = saved = time.monotonic()
-    running: dict[str, float] = {}
+    try:
+        return _Run(task, batches, config, output=output, sample_fn=sample_fn).run()
+    finally:
+        AcceleratorState._reset_state()  # process-wide: the next training may be of another precision
 
-    for step in range(start, config.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = config.lr_at(step)
-        generator = torch.Generator(device).manual_seed(config.seed * 1_000_003 + step)
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            loss, stats = task.loss(batches(step), generator)
-        if not math.isfinite(loss.item()):
-            raise FloatingPointError(
-                f"loss is {loss.item()} at step {step}; the last good checkpoint is {output / 'checkpoint.pt'}"
-            )
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(task.modules.parameters(), config.clip_norm).item()
-        optimizer.step()
-        decay = min(config.ema, (step + 1) / (step + 10))  # a short average while the weights still move fast
-        for mean, parameter in zip(average, task.modules.parameters(), strict=True):
-            mean.lerp_(parameter.detach(), 1 - decay)
-        for name, value in {"loss": loss.item(), "grad_norm": norm, **stats}.items():
-            running[name] = running.get(name, 0.0) + value / config.log_every
 
-        done = step + 1
-        if done % config.log_every == 0:
-            _log(output, step=done, lr=config.lr_at(step), seconds=time.monotonic() - started, **running)
-            running = {}
-        if done == config.steps or time.monotonic() - saved > 60 * config.checkpoint_minutes:
-            _save(output, task.modules, optimizer, average, step=done)
-            if sample_fn is not None:
-                with _averaged(task.modules, average):
-                    sample_fn(task.modules, done)
-            saved = time.monotonic()
+class _Run:
+    """The state of one training: what a checkpoint holds, and where the loss stands."""
 
-    with _averaged(task.modules, average):
-        _atomic(output / "ema.pt", task.modules.state_dict())
-    return output / "ema.pt"
+    def __init__(
+        self,
+        task: Task,
+        batches: Callable[[int], Batch],
+        config: TrainConfig,
+        *,
+        output: Path,
+        sample_fn: Callable[[nn.ModuleDict, int], None] | None,
+    ) -> None:
+        self.task, self.batches, self.config, self.output, self.sample_fn = task, batches, config, output, sample_fn
+        tracker = None if config.tracker == "none" else config.tracker
+        self.accelerator = Accelerator(
+            mixed_precision=config.precision,
+            log_with=tracker,
+            project_dir=str(output),
+            cpu=not torch.accelerator.is_available(),  # or it would not see that torchrun started several
+        )
+        if self.accelerator.is_main_process:
+            check_room(output, task.modules)
+        self.accelerator.wait_for_everyone()
+        task.modules.train().to(self.accelerator.device)
+        optimizer = torch.optim.AdamW(
+            _decay_groups(task.modules, config.weight_decay), lr=config.lr, betas=config.betas, fused=True
+        )
+        self.model, self.optimizer = self.accelerator.prepare(_Loss(task), optimizer)
+        if config.ema and self.accelerator.distributed_type == DistributedType.FSDP:
+            raise ValueError("averaged weights are not kept under FSDP, whose processes hold parts: set ema to 0")
+        self.average = Average(task.modules, decay=config.ema)
+        self.accelerator.register_for_checkpointing(self.average)
+        self.step = restore(self.accelerator, output)
+        if self.accelerator.is_main_process:
+            _drop_later(output / "stats.jsonl", self.step)
+        if tracker is not None:
+            self.accelerator.init_trackers(output.name, config=asdict(config) | {"betas": str(config.betas)})
+        self.window: dict[str, list[float]] = defaultdict(list)
+        self.lowest, self.skipped = math.inf, 0
+
+    def run(self) -> Path:
+        config, started, saved = self.config, time.monotonic(), time.monotonic()
+        batches = self._micro_batches()
+        while self.step < config.steps:
+            self._update(batches)
+            self.step += 1
+            if self.step % config.log_every == 0:
+                self._log(seconds=time.monotonic() - started)
+            due = self.step == config.steps or time.monotonic() - saved > 60 * config.checkpoint_minutes
+            if broadcast_object_list([due])[0]:  # the main process's clock decides
+                self._checkpoint()
+                saved = time.monotonic()
+        path = self.output / "ema.pt"
+        with self.average.applied():
+            state = self.accelerator.get_state_dict(self.model)
+            if self.accelerator.is_main_process:
+                replace_file(path, {name.partition(".")[2]: value for name, value in state.items()})
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
+        return path
+
+    def _update(self, batches: Iterator[tuple[int, Batch]]) -> None:
+        """One step of the optimizer."""
+        config, accelerator = self.config, self.accelerator
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.lr_at(self.step)
+        for i in range(config.accumulate):
+            number, batch = next(batches)
+            generator = torch.Generator(accelerator.device).manual_seed(config.seed * 1_000_003 + number)
+            with nullcontext() if i + 1 == config.accumulate else accelerator.no_sync(self.model):
+                loss, stats = self.model(_moved(batch, accelerator.device), generator)
+                accelerator.backward(loss / config.accumulate)
+            for name, value in {"loss": loss.item(), **stats}.items():
+                self.window[name].append(value)
+        norm = accelerator.clip_grad_norm_(self.task.modules.parameters(), config.clip_norm)
+        norm = float(norm)  # type: ignore[arg-type]  None is DeepSpeed's
+        self.window["grad_norm"].append(norm)
+        finite = math.isfinite(norm)
+        if finite or config.precision == "fp16":  # fp16's scaler skips by itself, and learns from it
+            self.optimizer.step()
+            self.average.update(self.step)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.skipped = 0 if finite else self.skipped + 1
+        self.window["skipped"].append(float(not finite))
+        if self.skipped > MAX_SKIPPED:
+            self._stop(f"the gradient was not finite in {self.skipped} steps in a row (loss {loss.item():g})")
+
+    def _log(self, *, seconds: float) -> None:
+        means = {name: sum(values) / len(values) for name, values in self.window.items()}
+        self.window.clear()
+        if self.accelerator.is_main_process:
+            numbers = {"step": self.step, "lr": self.config.lr_at(self.step), "seconds": seconds, **means}
+            rounded = {name: float(f"{value:.6g}") for name, value in numbers.items()}
+            with open(self.output / "stats.jsonl", "a") as file:
+                file.write(json.dumps(rounded) + "\n")
+            print("  ".join(f"{name} {value:g}" for name, value in rounded.items()), flush=True)
+        self.accelerator.log(means, step=self.step)
+        loss = broadcast_object_list([means["loss"]])[0]
+        if loss > self.config.diverged * self.lowest > 0:
+            self._stop(f"the loss rose from {self.lowest:g} to {loss:g}")
+        self.lowest = min(self.lowest, loss) if math.isfinite(loss) else self.lowest
+
+    def _checkpoint(self) -> None:
+        save(self.accelerator, self.output, step=self.step)
+        if self.sample_fn is not None and self.accelerator.is_main_process:
+            with self.average.applied():
+                self.sample_fn(self.task.modules, self.step)
+        self.accelerator.wait_for_everyone()
+
+    def _stop(self, why: str) -> NoReturn:
+        last = newest(self.output)
+        good = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
+        raise FloatingPointError(f"training stopped at step {self.step}: {why}; {good}")
+
+    def _micro_batches(self) -> Iterator[tuple[int, Batch]]:
+        processes, rank = self.accelerator.num_processes, self.accelerator.process_index
+        first, last = self.step * self.config.accumulate, self.config.steps * self.config.accumulate
+        numbers = range(first * processes + rank, last * processes, processes)
+        if self.config.workers == 0:
+            return ((n, self.batches(n)) for n in numbers)
+        loader = DataLoader(
+            _Numbered(self.batches), sampler=numbers, batch_size=None, num_workers=self.config.workers
+        )  # fmt: skip
+        return iter(loader)
+
+
+class _Loss(nn.Module):
+    """A task as one module, so that its gradients are averaged over processes."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self.networks = task.modules
+        self.task_loss = task.loss
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        return self.task_loss(batch, generator)
+
+
+class _Numbered(Dataset):
+    """Micro-batches under their numbers, for processes that make them ahead."""
+
+    def __init__(self, batches: Callable[[int], Batch]) -> None:
+        self.batches = batches
+
+    def __getitem__(self, number: int) -> tuple[int, Batch]:
+        return number, self.batches(number)
 
 
 def _decay_groups(modules: nn.ModuleDict, weight_decay: float) -> list[dict[str, Any]]:
     """Weight matrices and kernels decay; biases, gains and embeddings of one row do not."""
     parameters = [p for p in modules.parameters() if p.requires_grad]
-    matrices = [p for p in parameters if p.ndim >= 2]
     return [
-        {"params": matrices, "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
 
 
-class _averaged:
-    """Inside the block the modules hold the averaged weights and are in eval mode."""
-
-    def __init__(self, modules: nn.ModuleDict, average: list[Tensor]) -> None:
-        self.modules, self.average = modules, average
-
-    def __enter__(self) -> None:
-        self.kept = [p.detach().clone() for p in self.modules.parameters()]
-        self._load(self.average)
-        self.modules.eval()
-
-    def __exit__(self, *_: object) -> None:
-        self._load(self.kept)
-        self.modules.train()
-
-    @torch.no_grad()
-    def _load(self, values: list[Tensor]) -> None:
-        for parameter, value in zip(self.modules.parameters(), values, strict=True):
-            parameter.copy_(value)
+def _moved(batch: Batch, device: torch.device) -> Batch:
+    """A batch, a tensor or a dataclass of them, on a device."""
+    if isinstance(batch, Tensor):
+        return batch.to(device)
+    if is_dataclass(batch) and not isinstance(batch, type):
+        return replace(batch, **{f.name: _moved(getattr(batch, f.name), device) for f in fields(batch)})
+    return batch
 
 
-def _resume(output: Path, modules: nn.ModuleDict, optimizer: torch.optim.Optimizer, average: list[Tensor]) -> int:
-    path = output / "checkpoint.pt"
-    if not path.exists():
-        return 0
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    try:
-        modules.load_state_dict(state["modules"])
-    except RuntimeError as error:
-        raise ValueError(
-            f"{path} is of a different network; choose another output folder or remove it. {error}"
-        ) from error
-    optimizer.load_state_dict(state["optimizer"])
-    for mine, theirs in zip(average, state["average"], strict=True):
-        mine.copy_(theirs)
-    stats = output / "stats.jsonl"
+def _drop_later(stats: Path, step: int) -> None:
+    """Forget the numbers of steps that will be run again."""
     if stats.exists():
-        lines = [line for line in stats.read_text().splitlines() if json.loads(line)["step"] <= state["step"]]
+        lines = [line for line in stats.read_text().splitlines() if json.loads(line)["step"] <= step]
         stats.write_text("".join(line + "\n" for line in lines))
-    return state["step"]
-
-
-def _save(
-    output: Path, modules: nn.ModuleDict, optimizer: torch.optim.Optimizer, average: list[Tensor], *, step: int
-) -> None:
-    state = {"step": step, "modules": modules.state_dict(), "optimizer": optimizer.state_dict(), "average": average}
-    _atomic(output / "checkpoint.pt", state)
-
-
-def _atomic(path: Path, value: object) -> None:
-    partial = path.with_suffix(".partial")
-    torch.save(value, partial)
-    os.replace(partial, path)
-
-
-def _log(output: Path, **numbers: float | int) -> None:
-    line = {name: float(f"{value:.6g}") for name, value in numbers.items()}
-    with open(output / "stats.jsonl", "a") as file:
-        file.write(json.dumps(line) + "\n")
-    print("  ".join(f"{name} {value:g}" for name, value in line.items()), flush=True)
