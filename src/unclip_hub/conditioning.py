@@ -35,6 +35,10 @@ class Conditioning:
             raise ValueError(f"cannot expand conditioning of {len(self)} rows to {batch}: expected 1 or {batch} rows")
         return self._map(lambda x: x.expand(batch, *x.shape[1:]))
 
+    def roll(self, shift: int) -> "Conditioning":
+        """Row ``i`` at place ``i + shift``, the last ones first."""
+        return self._map(lambda x: x.roll(shift, dims=0))
+
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Conditioning":
         """On a device, the floating-point parts in ``dtype``."""
         return self._map(lambda x: x.to(device=device, dtype=dtype if x.is_floating_point() else None))

@@ -153,6 +153,29 @@ def test_batches_made_ahead_are_the_same(tmp_path):
     assert torch.equal(here.modules["line"].weight, ahead.modules["line"].weight)
 
 
+def test_a_stream_continues_where_it_stopped(tmp_path):
+    class Numbers:
+        def __init__(self):
+            self.position = 0
+
+        def __next__(self):
+            self.position += 1
+            return batches(self.position)
+
+        def state_dict(self):
+            return {"position": self.position}
+
+        def load_state_dict(self, state):
+            self.position = state["position"]
+
+    whole, halves = LineTask(), LineTask()
+    schedule = replace(CONFIG, warmup=1, decay_from=1.0)
+    train(whole, Numbers(), schedule, output=tmp_path / "whole")
+    train(halves, Numbers(), replace(schedule, steps=10), output=tmp_path / "halves")
+    train(halves, Numbers(), schedule, output=tmp_path / "halves")
+    assert torch.equal(whole.modules["line"].weight, halves.modules["line"].weight)
+
+
 def test_two_precisions_in_one_process(tmp_path):
     for precision in ("bf16", "no", "bf16"):
         train(LineTask(), batches, replace(CONFIG, precision=precision), output=tmp_path / precision)

@@ -1,8 +1,10 @@
 """Checkpoints of a training: folders that appear whole or not at all."""
 
+import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -39,14 +41,19 @@ def newest(output: Path) -> Path | None:
     return complete[-1] if complete else None
 
 
-def save(accelerator: Accelerator, output: Path, *, step: int) -> None:
-    """Write the checkpoint of a step; older ones but the last are removed once it is complete."""
+def save(accelerator: Accelerator, output: Path, *, step: int, position: dict[str, Any] | None = None) -> None:
+    """Write the checkpoint of a step; older ones but the last are removed once it is complete.
+
+    ``position`` is where this process stands in its data, if that does not follow from the step.
+    """
     final = output / "checkpoints" / f"step-{step:08d}"
     partial = final.with_suffix(".partial")
     if accelerator.is_main_process:
         shutil.rmtree(partial, ignore_errors=True)
     accelerator.wait_for_everyone()
     accelerator.save_state(str(partial))
+    if position is not None:
+        (partial / _position_file(accelerator)).write_text(json.dumps(position))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         shutil.rmtree(final, ignore_errors=True)
@@ -55,22 +62,23 @@ def save(accelerator: Accelerator, output: Path, *, step: int) -> None:
             shutil.rmtree(old)
 
 
-def restore(accelerator: Accelerator, output: Path) -> int:
-    """Load the newest checkpoint; its step, or 0 if there is none.
+def restore(accelerator: Accelerator, output: Path) -> tuple[int, dict[str, Any] | None]:
+    """Load the newest checkpoint; its step, or 0 if there is none, and where this process stood in its data.
 
     Raises:
         ValueError: the checkpoint is of a different network.
     """
     path = newest(output)
     if path is None:
-        return 0
+        return 0, None
     try:
         accelerator.load_state(str(path))
     except (RuntimeError, ValueError) as error:
         raise ValueError(
             f"{path} is of a different network; choose another output folder or remove it. {error}"
         ) from error
-    return int(path.name.removeprefix("step-"))
+    position = path / _position_file(accelerator)
+    return int(path.name.removeprefix("step-")), json.loads(position.read_text()) if position.exists() else None
 
 
 def replace_file(path: Path, value: object) -> None:
@@ -78,6 +86,10 @@ def replace_file(path: Path, value: object) -> None:
     partial = path.with_suffix(".partial")
     torch.save(value, partial)
     os.replace(partial, path)
+
+
+def _position_file(accelerator: Accelerator) -> str:
+    return f"data-{accelerator.process_index}.json"
 
 
 def _complete(output: Path) -> list[Path]:

@@ -38,6 +38,20 @@ class Task(Protocol):
     def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]: ...
 
 
+@runtime_checkable
+class Stream(Protocol):
+    """Batches that come one after the other, from a place that can be saved: those of this process alone."""
+
+    def __next__(self) -> Batch: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+Batches = Callable[[int], Batch] | Stream
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """How to train; what to train on and with which loss is the caller's.
@@ -50,7 +64,7 @@ class TrainConfig:
         clip_norm: the gradient's norm is cut to this.
         ema: decay of the averaged weights, which are what is exported; 0 exports the last ones.
         precision: ``"no"`` (float32), ``"bf16"`` or ``"fp16"`` (autocast; fp16 on a GPU only).
-        workers: processes that make batches ahead.
+        workers: processes that make numbered batches ahead; a ``Stream`` has its own.
         tracker: ``"trackio"``, ``"tensorboard"``, ``"wandb"`` or ``"none"``; ``stats.jsonl`` is written always.
         checkpoint_minutes: time between checkpoints.
         diverged: the run stops once the loss, averaged over ``log_every`` steps, is this many times its lowest.
@@ -93,7 +107,7 @@ class TrainConfig:
 
 def train(
     task: Task,
-    batches: Callable[[int], Batch],
+    batches: Batches,
     config: TrainConfig,
     *,
     output: Path,
@@ -103,8 +117,9 @@ def train(
 
     Micro-batch number n is ``batches(n)``, and its noise is that of a generator seeded with n: a resumed run continues
     the interrupted one exactly, and w processes (torchrun's or ``accelerate launch``'s; each takes every w-th number)
-    make the gradients that one process makes with w times ``accumulate``. ``output`` receives a checkpoint every few
-    minutes, whole or not at all, and ``stats.jsonl``.
+    make the gradients that one process makes with w times ``accumulate``. Data that can only be read in a stream comes
+    as a ``Stream``, whose position is saved. ``output`` receives a checkpoint every few minutes, whole or not at all,
+    and ``stats.jsonl``.
 
     Args:
         sample_fn: called with the averaged modules and the step at every checkpoint, to draw samples or to score them.
@@ -120,13 +135,22 @@ def train(
         AcceleratorState._reset_state()  # process-wide: the next training may be of another precision
 
 
+def moved(batch: Batch, device: torch.device) -> Batch:
+    """A batch, a tensor or a dataclass of them, on a device."""
+    if isinstance(batch, Tensor):
+        return batch.to(device)
+    if is_dataclass(batch) and not isinstance(batch, type):
+        return replace(batch, **{f.name: moved(getattr(batch, f.name), device) for f in fields(batch)})
+    return batch
+
+
 class _Run:
     """The state of one training: what a checkpoint holds, and where the loss stands."""
 
     def __init__(
         self,
         task: Task,
-        batches: Callable[[int], Batch],
+        batches: Batches,
         config: TrainConfig,
         *,
         output: Path,
@@ -152,7 +176,9 @@ class _Run:
             raise ValueError("averaged weights are not kept under FSDP, whose processes hold parts: set ema to 0")
         self.average = Average(task.modules, decay=config.ema)
         self.accelerator.register_for_checkpointing(self.average)
-        self.step = restore(self.accelerator, output)
+        self.step, position = restore(self.accelerator, output)
+        if position is not None and isinstance(batches, Stream):
+            batches.load_state_dict(position)
         if self.accelerator.is_main_process:
             _drop_later(output / "stats.jsonl", self.step)
         if tracker is not None:
@@ -190,7 +216,7 @@ class _Run:
             number, batch = next(batches)
             generator = torch.Generator(accelerator.device).manual_seed(config.seed * 1_000_003 + number)
             with nullcontext() if i + 1 == config.accumulate else accelerator.no_sync(self.model):
-                loss, stats = self.model(_moved(batch, accelerator.device), generator)
+                loss, stats = self.model(moved(batch, accelerator.device), generator)
                 accelerator.backward(loss / config.accumulate)
             for name, value in {"loss": loss.item(), **stats}.items():
                 self.window[name].append(value)
@@ -223,7 +249,8 @@ class _Run:
         self.lowest = min(self.lowest, loss) if math.isfinite(loss) else self.lowest
 
     def _checkpoint(self) -> None:
-        save(self.accelerator, self.output, step=self.step)
+        position = self.batches.state_dict() if isinstance(self.batches, Stream) else None
+        save(self.accelerator, self.output, step=self.step, position=position)
         if self.sample_fn is not None and self.accelerator.is_main_process:
             with self.average.applied():
                 self.sample_fn(self.task.modules, self.step)
@@ -238,6 +265,8 @@ class _Run:
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
         first, last = self.step * self.config.accumulate, self.config.steps * self.config.accumulate
         numbers = range(first * processes + rank, last * processes, processes)
+        if isinstance(self.batches, Stream):
+            return ((n, next(self.batches)) for n in numbers)
         if self.config.workers == 0:
             return ((n, self.batches(n)) for n in numbers)
         loader = DataLoader(
@@ -275,15 +304,6 @@ def _decay_groups(modules: nn.ModuleDict, weight_decay: float) -> list[dict[str,
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-
-
-def _moved(batch: Batch, device: torch.device) -> Batch:
-    """A batch, a tensor or a dataclass of them, on a device."""
-    if isinstance(batch, Tensor):
-        return batch.to(device)
-    if is_dataclass(batch) and not isinstance(batch, type):
-        return replace(batch, **{f.name: _moved(getattr(batch, f.name), device) for f in fields(batch)})
-    return batch
 
 
 def _drop_later(stats: Path, step: int) -> None:

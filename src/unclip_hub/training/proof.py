@@ -1,0 +1,86 @@
+"""Before hours are spent: the network can learn one batch, and its loss depends on what it is conditioned on."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from unclip_hub.training.loop import Task, moved
+
+
+class Mismatchable(Protocol):
+    """A batch that can be had with every picture beside another one's condition."""
+
+    def mismatched(self) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Losses on one batch: before, after overfitting it, and then with true and with mismatched conditions."""
+
+    steps: int
+    before: float
+    after: float
+    matched: float
+    mismatched: float
+
+    def __str__(self) -> str:
+        return (
+            f"one batch, {self.steps} steps: loss {self.before:.4g} -> {self.after:.4g}; "
+            f"with the conditions of other pictures {self.mismatched:.4g} instead of {self.matched:.4g}"
+        )
+
+
+def prove(
+    task: Task, batch: Mismatchable, *, lr: float, steps: int = 200, at_most: float = 0.7, draws: int = 8
+) -> Proof:
+    """Overfit one batch with one draw of noise, then look whether its conditions matter; the weights are put back.
+
+    Args:
+        lr: the learning rate of the run.
+        at_most: what share of the first loss may be left. A network that is trained already has less to gain: 1.
+        draws: noises over which the two losses with other noise are averaged.
+
+    Raises:
+        ValueError: the loss did not fall so far, or is as low with mismatched conditions (by less than 1 %).
+    """
+    modules = task.modules
+    device = next(modules.parameters()).device
+    batch, other = moved(batch, device), moved(batch.mismatched(), device)
+    kept = {name: value.detach().clone() for name, value in modules.state_dict().items()}
+    optimizer = torch.optim.AdamW([p for p in modules.parameters() if p.requires_grad], lr=lr, weight_decay=0.0)
+    modules.train()
+    try:
+        before = _loss(task, batch, seed=0)
+        for step in range(steps):
+            for group in optimizer.param_groups:
+                group["lr"] = lr * min(1.0, (step + 1) / 20)
+            optimizer.zero_grad(set_to_none=True)
+            task.loss(batch, torch.Generator(device).manual_seed(0))[0].backward()
+            torch.nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
+            optimizer.step()
+        after = _loss(task, batch, seed=0)
+        seeds = range(1, draws + 1)
+        matched = sum(_loss(task, batch, seed=seed) for seed in seeds) / draws
+        mismatched = sum(_loss(task, other, seed=seed) for seed in seeds) / draws
+    finally:
+        modules.load_state_dict(kept)
+        optimizer.zero_grad(set_to_none=True)
+    proof = Proof(steps, before, after, matched, mismatched)
+    if not after <= at_most * before:
+        raise ValueError(
+            f"{proof}. A network that learns leaves at most {at_most:g} of the loss: try another learning rate than "
+            f"{lr:g}, and look at the pictures and captions of a batch"
+        )
+    if not mismatched > 1.01 * matched:
+        raise ValueError(
+            f"{proof}. The loss does not depend on the condition: are the captions those of the pictures, and do they "
+            "differ within a batch?"
+        )
+    return proof
+
+
+@torch.no_grad()
+def _loss(task: Task, batch: Any, *, seed: int) -> float:
+    device = next(task.modules.parameters()).device
+    return task.loss(batch, torch.Generator(device).manual_seed(seed))[0].item()
