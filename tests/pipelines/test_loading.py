@@ -128,7 +128,8 @@ def test_a_truncated_configuration_is_named(folder, pipe, file):
         load_only(folder, path.parent.name, pipe)
 
 
-def test_a_shard_without_the_tensor_that_its_index_promises(folder, pipe):
+@pytest.mark.parametrize("low_memory", [True, False], ids=["low-memory", "in-place"])
+def test_a_shard_without_the_tensor_that_its_index_promises(folder, pipe, low_memory):
     weights(folder, "prior").unlink()
     pipe.prior.save_pretrained(folder / "prior", max_shard_size="5KB")
     assert_close(load_only(folder, "prior", pipe).prior.state_dict(), pipe.prior.state_dict())
@@ -136,7 +137,7 @@ def test_a_shard_without_the_tensor_that_its_index_promises(folder, pipe):
     shard = folder / "prior" / index["weight_map"]["prd_embedding"]
     save_file(missing_key(load_file(shard), "prd_embedding") | {"x": torch.zeros(1)}, shard)
     with pytest.raises(ValueError, match="/prior: .*prd_embedding"):
-        load_only(folder, "prior", pipe)
+        load_only(folder, "prior", pipe, low_cpu_mem_usage=low_memory)
 
 
 def test_networks_are_strict_by_themselves_too(folder):

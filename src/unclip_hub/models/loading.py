@@ -8,11 +8,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from os import PathLike
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 import transformers
 from diffusers.models import modeling_utils
+
+from unclip_hub.hub.weights import read_header, read_json
 
 
 Source = str | PathLike[str]
@@ -30,6 +33,8 @@ class ModelMixin(modeling_utils.ModelMixin):
         """
         wants_info = kwargs.pop("output_loading_info", False)
         with _naming(cls.__name__, pretrained_model_name_or_path, kwargs.get("subfolder")):
+            if pretrained_model_name_or_path is not None:
+                _require_whole_shards(Path(pretrained_model_name_or_path) / (kwargs.get("subfolder") or ""))
             loaded: Any = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
             model, info = loaded
             _require_whole(model, info, resized=kwargs.get("ignore_mismatched_sizes", False))
@@ -77,12 +82,22 @@ class CLIPImageProcessor(StrictTransformers, transformers.CLIPImageProcessorPil)
     loads = transformers.CLIPImageProcessorPil  # the other one needs torchvision, and rounds otherwise than CLIP's
 
 
+def _require_whole_shards(folder: Path) -> None:
+    """Refuse shards that lack what their index promises: diffusers would leave that as it was initialised."""
+    for index in folder.glob("*.index*.json"):
+        promised = read_json(index).get("weight_map", {})
+        there = {file: read_header(folder / file) for file in set(promised.values()) if (folder / file).exists()}
+        missing = sorted(name for name, file in promised.items() if name not in there.get(file, promised))
+        if missing:
+            raise ValueError(f"{len(missing)} missing keys, which {index.name} promises: {_shown(missing)}")
+
+
 def _require_whole(model: torch.nn.Module, info: Mapping[str, Any], *, resized: bool = False) -> None:
     """Refuse a model whose file did not fit it; `resized` allows tensors of another shape."""
     found: dict[str, list[Any]] = {
         name: sorted(info.get(f"{name}_keys") or ()) for name in ("missing", "unexpected", "mismatched")
     }
-    if not found["missing"] and not _offloaded(model):  # a shard can lack a tensor that its index promises
+    if not found["missing"] and not _offloaded(model):
         tensors = chain(model.named_parameters(), model.named_buffers())
         found["missing"] = sorted(name for name, tensor in tensors if tensor.is_meta)
     shapes = [f"{key}: expected {tuple(own)}, got {tuple(got)}" for key, got, own in found["mismatched"]]
