@@ -1,19 +1,25 @@
 """What every network of the library must do."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
-from models.configs import BY_NAME, CASES, Case, loss, outputs, refuses
+from models.configs import BY_NAME, CASES, Case, loss, outputs, refuses, returns_a_dict
 from peft import LoraConfig
 
 
-every_model = pytest.mark.parametrize("case", CASES, ids=str)
-with_blocks = pytest.mark.parametrize("case", [c for c in CASES if c.name != "text-proj"], ids=str)
-with_attention = pytest.mark.parametrize(
-    "case", [BY_NAME[n] for n in ("decoder-karlo", "decoder-cross", "prior-karlo", "prior-norms")], ids=str
-)
+def those(keep: Callable[[Case], bool]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("case", [case for case in CASES if keep(case)], ids=str)
+
+
+every_model = those(lambda case: True)
+with_blocks = those(lambda case: case.model_class._supports_gradient_checkpointing)
+with_timestep = those(lambda case: "timestep" in case.inputs())
+with_dict = those(lambda case: returns_a_dict(case.model_class))
+with_attention = those(lambda case: "to_q" in case.lora)
+with_optional_mask = those(lambda case: "to_q" in case.lora and case.name != "glide-text")
 
 
 @pytest.fixture
@@ -70,7 +76,7 @@ def test_gradients_reach_every_parameter(case: Case):
 @every_model
 def test_a_batch_equals_its_samples_one_by_one(case: Case):
     model, inputs = case.model(), case.inputs()
-    if case.name == "text-proj":
+    if "do_classifier_free_guidance" in inputs:
         inputs |= {"image_embeddings": torch.randn(2, 32), "do_classifier_free_guidance": False}
     together = outputs(model, inputs)
     for i in range(2):
@@ -85,13 +91,13 @@ def test_leaves_its_inputs_alone(case: Case):
     torch.testing.assert_close(inputs, case.inputs(), rtol=0, atol=0)
 
 
-@with_blocks
+@with_dict
 def test_returns_a_dict_unless_told_otherwise(case: Case):
     model, inputs = case.model(), case.inputs()
     torch.testing.assert_close(model(**inputs).to_tuple(), model(**inputs, return_dict=False), rtol=1e-5, atol=1e-5)
 
 
-@with_blocks
+@with_timestep
 @pytest.mark.parametrize("timestep", [3, 3.0, torch.tensor(3), torch.tensor([3]), torch.tensor([3.0, 3.0])], ids=repr)
 def test_takes_every_form_of_timestep(case: Case, timestep):
     model, inputs = case.model(), case.inputs()
@@ -99,7 +105,7 @@ def test_takes_every_form_of_timestep(case: Case, timestep):
     torch.testing.assert_close(outputs(model, {**inputs, "timestep": timestep}), expected, rtol=1e-5, atol=1e-5)
 
 
-@with_blocks
+@with_timestep
 def test_refuses_a_wrong_number_of_timesteps(case: Case):
     with refuses("timestep must be one number or (2,), got (3,)"):
         outputs(case.model(), {**case.inputs(), "timestep": torch.tensor([1, 2, 3])})
@@ -114,7 +120,7 @@ def test_gradient_checkpointing_changes_nothing(case: Case):
     torch.testing.assert_close(gradients(case, model), expected, rtol=1e-5, atol=1e-5)
 
 
-@with_attention
+@with_optional_mask
 @pytest.mark.parametrize("masked", [True, False])
 @pytest.mark.parametrize("backend", ["native", "_native_math", "flex"])
 def test_attention_backends_agree(case: Case, backend: str, masked: bool, restore_backend):
@@ -126,7 +132,7 @@ def test_attention_backends_agree(case: Case, backend: str, masked: bool, restor
         torch.testing.assert_close(outputs(model, inputs), expected, rtol=1e-4, atol=1e-5)
 
 
-@with_attention
+@with_optional_mask
 def test_set_attention_backend_is_effective(case: Case, restore_backend):
     model, inputs = case.model(), case.inputs()
     model.set_attention_backend("_native_flash")  # takes no mask, and says so

@@ -12,10 +12,12 @@ from diffusers.models.transformers.prior_transformer import PriorTransformer
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.deprecated.unclip.text_proj import UnCLIPTextProjModel
-from models.configs import CASES, Case, loss, outputs, randomise
+from models import configs
+from models.configs import Case, loss, outputs, randomise
 
 
 THEIRS = {c.__name__: c for c in (PriorTransformer, UNet2DModel, UNet2DConditionModel, UnCLIPTextProjModel)}
+CASES = [case for case in configs.CASES if case.model_class.__name__ in THEIRS]
 OURS = {case.model_class.__name__: case.model_class for case in CASES}
 REAL = json.loads((Path(__file__).parents[1] / "golden" / "real_size_models.json").read_text())
 

@@ -155,7 +155,9 @@ class PriorTransformer(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin
         tokens = tokens + self.positional_embedding.to(tokens.dtype)
         if self.norm_in is not None:
             tokens = self.norm_in(tokens)
-        mask = None if text_mask is None else _causal_and_text_mask(text_mask)  # (b, 1, l + 4, l + 4)
+        mask = None
+        if text_mask is not None:
+            mask = causal_and_text_mask(text_mask, additional_tokens=_ADDITIONAL_TOKENS)  # (b, 1, l + 4, l + 4)
         for block in self.transformer_blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 tokens = self._gradient_checkpointing_func(block, tokens, mask)
@@ -181,12 +183,15 @@ class PriorTransformer(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin
 
 
 class PriorBlock(nn.Module):
-    """Pre-norm self-attention and feed-forward, with the parameter names of diffusers' `BasicTransformerBlock`."""
+    """Pre-norm self-attention and feed-forward, with the parameter names of diffusers' `BasicTransformerBlock`.
 
-    def __init__(self, width: int, *, heads: int, dropout: float):
+    `causal` is whether attention without a mask is.
+    """
+
+    def __init__(self, width: int, *, heads: int, dropout: float, causal: bool = True):
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
-        self.attn1 = PriorAttention(width, heads=heads, dropout=dropout)
+        self.attn1 = PriorAttention(width, heads=heads, dropout=dropout, causal=causal)
         self.norm3 = nn.LayerNorm(width)
         self.ff = FeedForward(width, dropout=dropout, activation_fn="gelu")
 
@@ -196,7 +201,7 @@ class PriorBlock(nn.Module):
 
 
 class PriorAttnProcessor:
-    """Causal attention through diffusers' dispatcher; `set_attention_backend` writes `_attention_backend`."""
+    """Attention through diffusers' dispatcher; `set_attention_backend` writes `_attention_backend`."""
 
     _attention_backend: Any = None
     _parallel_config: Any = None
@@ -210,7 +215,7 @@ class PriorAttnProcessor:
             projections = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
         query, key, value = (x.unflatten(2, (attn.heads, -1)) for x in projections)  # (b, n, heads, d)
         backend = self._attention_backend or _AttentionBackendRegistry.get_active_backend()[0]
-        if attention_mask is None and backend == AttentionBackendName.FLEX:
+        if attn.causal and attention_mask is None and backend == AttentionBackendName.FLEX:
             # diffusers' flex backend ignores is_causal where there is no mask (0.42.1)
             attention_mask = _causal_mask(hidden_states.shape[1], hidden_states.device)
         hidden_states = dispatch_attention_fn(
@@ -218,7 +223,7 @@ class PriorAttnProcessor:
             key,
             value,
             attn_mask=attention_mask,
-            is_causal=attention_mask is None,
+            is_causal=attn.causal and attention_mask is None,
             backend=self._attention_backend,
             parallel_config=self._parallel_config,
         )
@@ -226,15 +231,16 @@ class PriorAttnProcessor:
 
 
 class PriorAttention(nn.Module, AttentionModuleMixin):
-    """Causal self-attention; a mask, where given, already contains the causal one."""
+    """Self-attention, causal or not; a mask, where given, says all: it already contains the causal one."""
 
     processor: Any
     _default_processor_cls = PriorAttnProcessor
     _available_processors = [PriorAttnProcessor]
 
-    def __init__(self, width: int, *, heads: int, dropout: float):
+    def __init__(self, width: int, *, heads: int, dropout: float, causal: bool):
         super().__init__()
         self.heads = heads
+        self.causal = causal
         self.use_bias = True
         self.to_q = nn.Linear(width, width)
         self.to_k = nn.Linear(width, width)
@@ -246,16 +252,16 @@ class PriorAttention(nn.Module, AttentionModuleMixin):
         return self.processor(self, hidden_states, attention_mask)
 
 
-def _causal_mask(length: int, device: torch.device) -> Bool[Tensor, "1 1 n n"]:
-    return torch.ones(length, length, dtype=torch.bool, device=device).tril()[None, None]
-
-
-def _causal_and_text_mask(text_mask: Bool[Tensor, "b l"]) -> Bool[Tensor, "b 1 n n"]:
-    """True where a token may look: back, and not at padding.
+def causal_and_text_mask(text_mask: Bool[Tensor, "b l"], *, additional_tokens: int) -> Bool[Tensor, "b 1 n n"]:
+    """True where a token may look: back, and not at padding; tokens after the text are never padding.
 
     Padding looks at itself too: an empty row is NaN on some backends, and NaN spreads through masked keys' values.
     """
-    keep = torch.nn.functional.pad(text_mask, (0, _ADDITIONAL_TOKENS), value=True)
+    keep = torch.nn.functional.pad(text_mask, (0, additional_tokens), value=True)
     length = keep.shape[1]
     itself = torch.eye(length, dtype=torch.bool, device=keep.device)
     return _causal_mask(length, keep.device) & (keep[:, None, None] | itself)
+
+
+def _causal_mask(length: int, device: torch.device) -> Bool[Tensor, "1 1 n n"]:
+    return torch.ones(length, length, dtype=torch.bool, device=device).tril()[None, None]
