@@ -77,7 +77,8 @@ def conversion(function: Callable[..., None]) -> click.Command:
     @click.argument("source", metavar="[FOLDER]", required=False, type=FILE)
     @click.option("--output", required=True, type=FILE, metavar="OUT", help="The folder to write.")
     @click.option("--overwrite", is_flag=True, help="Replace OUT, if a conversion wrote it.")
-    @click.option("--push-to-hub", metavar="REPO", help="Upload OUT to this repository, in one commit.")
+    @click.option("--push-to-hub", metavar="REPO", help="Publish OUT as this repository, in one commit.")
+    @click.option("--license", metavar="ID", help="The weights' licence, for the model card of what is published.")
     @click.option("--dtype", type=click.Choice(list(DTYPES)), help="Of the weights; by default the original's.")
     @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
     @wraps(function)
@@ -87,16 +88,19 @@ def conversion(function: Callable[..., None]) -> click.Command:
         output: Path,
         overwrite: bool,
         push_to_hub: str | None,
+        license: str | None,
         dtype: str | None,
         debug: bool,
         **flags: Any,
     ) -> None:
+        if push_to_hub and not license:
+            raise click.UsageError("--push-to-hub needs --license, what the weights' authors allow, such as mit")
         with plain_errors(debug=debug), _with_remedies():
             if source is not None and not source.is_dir():
                 raise ValueError(f"{source} is no folder; single files are named by flags, see --help")
             function(Source(source), Target(output, overwrite, DTYPES[dtype] if dtype else None), **flags)
-            if push_to_hub:
-                click.echo(push(output, push_to_hub))
+            if push_to_hub and license:
+                click.echo(push(output, push_to_hub, license=license))
 
     return click.command()(run)
 

@@ -18,7 +18,14 @@ from torch import Tensor
 from transformers import CLIPTokenizer, PretrainedConfig
 
 import unclip_hub
+from unclip_hub.hub.card import write_card
+from unclip_hub.hub.card_check import CARD
+from unclip_hub.hub.card_facts import Facts
+from unclip_hub.hub.inspect import inspect
 from unclip_hub.hub.layout import write_index
+from unclip_hub.hub.push import Plan, prepare
+from unclip_hub.hub.push import push as publish
+from unclip_hub.models.examine import examine
 from unclip_hub.models.expected import expected
 
 
@@ -140,20 +147,24 @@ class OutputFolder:
         return folder
 
 
-def push(folder: Path, repo: str) -> str:
-    """Upload the folder in one commit, to a repository that is made where there is none; returns the commit's URL."""
-    from huggingface_hub import HfApi
+def push(folder: Path, repo: str, *, license: str) -> str:
+    """Publish the folder in one commit, with a model card that says what is known; returns the commit's address.
 
-    api = HfApi()
-    api.create_repo(repo, exist_ok=True)
+    Raises:
+        HubError, ValueError: it could not be done, or the folder is not fit to be published; nothing was.
+    """
+    checkpoint = inspect(folder)
+    card = folder / CARD
+    if not card.exists():
+        card.write_text(write_card(Facts(license=license), checkpoint=checkpoint), encoding="utf-8")
+    if checkpoint.index:
+        examine(checkpoint)
+        plan = prepare(checkpoint)
+    else:  # networks that no pipeline holds
+        plan = Plan({path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()})
     report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
-    return str(
-        api.upload_folder(
-            repo_id=repo,
-            folder_path=folder,
-            commit_message=f"Convert from {report['format']} with {report['converter']}",
-        )
-    )
+    message = f"Convert from {report['format']} with {report['converter']}"
+    return publish(plan, repo, message=message).url
 
 
 def _require_free(path: Path, *, overwrite: bool) -> None:

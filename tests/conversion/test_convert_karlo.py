@@ -28,8 +28,8 @@ from unclip_hub import (
     UNet2DConditionModel,
     UNet2DModel,
 )
-from unclip_hub.cli.doctor import examine
 from unclip_hub.hub.inspect import inspect
+from unclip_hub.models.examine import examine
 from unclip_hub.models.expected import expected as expected_tensors
 
 

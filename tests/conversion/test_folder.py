@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import click
-import huggingface_hub
 import pytest
 import torch
 from click.testing import CliRunner
 from command import FILE, Source, Target, conversion
-from folder import REPORT, output_folder, push
+from folder import REPORT, output_folder
+from hub.client import connect
+from hub.server import serving
 from ledger import Converted
 from safetensors.torch import load_file
 from torch.testing import assert_close
@@ -211,21 +212,19 @@ def test_files_are_found_by_their_names_or_named(tmp_path):
     assert "is no folder; single files are named by flags" in run(here / "other.pt", "--output", tmp_path / "x").output
 
 
+@pytest.mark.hub
 def test_pushing_is_one_commit_of_the_finished_folder(tmp_path, monkeypatch):
-    """What the Hub's client is asked to do; the client itself is not part of this."""
-    calls = []
-
-    class Client:
-        def create_repo(self, repo, *, exist_ok):
-            calls.append(("create", repo, exist_ok))
-
-        def upload_folder(self, *, repo_id, folder_path, commit_message):
-            calls.append(("upload", repo_id, written(Path(folder_path)), commit_message.split(" with ")[0]))
-            return "https://hub.example/commit/1"
-
-    monkeypatch.setattr(huggingface_hub, "HfApi", Client)
     (tmp_path / "model.pt").touch()
-    ran = run(tmp_path, "--output", tmp_path / "out", "--push-to-hub", "me/model")
-    assert ran.exit_code == 0 and "https://hub.example/commit/1" in ran.output
-    assert calls == [("create", "me/model", True), ("upload", "me/model", {REPORT}, "Convert from test")]
-    assert push(tmp_path / "out", "me/again").endswith("/1")
+    arguments = (tmp_path, "--output", tmp_path / "out", "--push-to-hub", "someone/model")
+    refused = run(*arguments)
+    assert refused.exit_code == 2 and "--push-to-hub needs --license" in refused.output
+    assert not (tmp_path / "out").exists()
+    with serving(tmp_path / "hub") as hub:
+        connect(hub.url, monkeypatch=monkeypatch, folder=tmp_path)
+        ran = run(*arguments, "--license", "mit")
+        assert ran.exit_code == 0, ran.output
+        repo = hub.repos["someone/model"]
+    head = repo.commits[repo.refs["main"]]
+    assert len(repo.commits) == 2 and head.title.startswith("Convert from test with ")
+    assert {REPORT, "README.md"} <= set(head.files)
+    assert "license: mit" in (tmp_path / "out" / "README.md").read_text()
