@@ -9,6 +9,7 @@ from torch.testing import assert_close
 
 from unclip_hub import UnCLIPImageVariationPipeline, UnCLIPPipeline
 from unclip_hub.images import to_tensor
+from unclip_hub.pipelines.inversion import invert, reconstruct
 
 
 STEPS = {"decoder_num_inference_steps": 3, "super_res_num_inference_steps": 2}
@@ -123,7 +124,53 @@ def test_a_text_to_image_checkpoint_without_an_image_encoder_says_so(text_pipe):
     assert run(pipe, image_embeddings=torch.zeros(1, tiny.WIDTH)).images.isfinite().all()
 
 
+def test_no_eta_is_the_reconstruction_and_the_latent_can_be_kept(pipe):
+    shown = [picture(0), picture(1)]
+    latent = invert(pipe, shown, num_inference_steps=3)
+    made = run(pipe, shown, eta=0)
+    assert_close(made.small_images, (reconstruct(pipe, latent) + 1) / 2, atol=1e-6, rtol=0)
+    again = run(pipe, latent=latent, decoder_num_inference_steps=None)
+    assert_close(again.small_images, made.small_images, atol=1e-6, rtol=0)
+    assert_close(made.image_embeds, pipe.encode_image(shown))
+
+
+def test_variations_of_one_picture_differ_more_with_eta(pipe):
+    latent = invert(pipe, picture(), num_inference_steps=3)
+    far = []
+    for eta in (0, 0.3, 1):
+        made = run(pipe, latent=latent, eta=eta, decoder_num_inference_steps=None, num_images_per_prompt=2)
+        far.append((made.small_images[0] - made.small_images[1]).abs().mean().item())
+    assert far[0] == 0 and 1e-4 < far[1] < far[2]
+
+
+def test_a_generator_per_variation(pipe):
+    generators = [seeded(1), seeded(1), seeded(2)]
+    made = run(pipe, picture(), eta=0.5, num_images_per_prompt=3, generator=generators).small_images
+    assert_close(made[0], made[1], atol=1e-6, rtol=0)
+    assert (made[0] - made[2]).abs().max() > 1e-3
+
+
+def test_an_exact_latent_gives_the_picture_back_and_takes_no_noise(pipe):
+    latent = invert(pipe, picture(), exact=True, num_inference_steps=3)
+    assert_close(
+        run(pipe, latent=latent, decoder_num_inference_steps=None).small_images,
+        (reconstruct(pipe, latent) + 1) / 2,
+        atol=1e-6,
+        rtol=0,
+    )
+    with pytest.raises(ValueError, match="exact latent can only be reconstructed"):
+        run(pipe, latent=latent, eta=0.2, decoder_num_inference_steps=None)
+
+
+def test_a_negative_prompt_leads_away(pipe):
+    plain, away = run(pipe, picture()), run(pipe, picture(), negative_prompt="two green cats at night")
+    assert (plain.images - away.images).abs().max() > 1e-5
+
+
 WRONG = [
+    ({"eta": 1.5}, "eta must be a number from 0 to 1, got 1.5"),
+    ({"image": None, "image_embeddings": torch.zeros(1, 32), "eta": 0.5}, "eta varies a picture's own noise"),
+    ({"eta": 0.5, "decoder_latents": torch.zeros(1, 3, 16, 16)}, "eta varies a picture's own noise"),
     ({"image": None}, "give either image or image_embeddings, got neither"),
     ({"image_embeddings": torch.zeros(1, 32)}, "got both"),
     ({"image": None, "image_embeddings": torch.zeros(1, 31)}, r"image_embeddings must be \(1, 32\), got \(1, 31\)"),

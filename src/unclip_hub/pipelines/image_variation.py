@@ -10,8 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unclip_hub.pipelines.base import Pictures, UnCLIPPipelineBase, pictures
-from unclip_hub.pipelines.checks import check_count, check_run, check_shape, require
+from unclip_hub.pipelines.checks import check_count, check_fraction, check_run, check_shape, require
 from unclip_hub.pipelines.exchange import exchange
+from unclip_hub.pipelines.inversion import BipartiteLatent, latent_of, reconstruct
 from unclip_hub.pipelines.output import Images, UnCLIPPipelineOutput, as_output
 from unclip_hub.pipelines.settings import Interval, settings
 from unclip_hub.pipelines.stage import Generator, on_step_end
@@ -26,7 +27,11 @@ class UnCLIPImageVariationPipeline(UnCLIPPipelineBase):
     ```python
     variations = UnCLIPImageVariationPipeline(**pipe.components)
     variations(picture, num_images_per_prompt=4).images
+    variations(picture, num_images_per_prompt=4, eta=0.5).images
     ```
+
+    The second call starts from the picture's own noise, found by DDIM inversion: ``eta`` 0 gives the picture as the
+    decoder can draw it, 1 adds as much noise in every step as ancestral sampling does.
     """
 
     @torch.no_grad()
@@ -44,6 +49,9 @@ class UnCLIPImageVariationPipeline(UnCLIPPipelineBase):
         output_type: str = "pil",
         return_dict: bool = True,
         *,
+        eta: float | int | None = None,
+        latent: BipartiteLatent | None = None,
+        negative_prompt: str | None = None,
         decoder_guidance_interval: Interval | None = None,
         decoder_guidance_rescale: float | int | None = None,
         callback_on_step_end: Callable[[Any, int, int, dict[str, Tensor]], dict[str, Tensor] | None] | None = None,
@@ -51,7 +59,8 @@ class UnCLIPImageVariationPipeline(UnCLIPPipelineBase):
     ) -> UnCLIPPipelineOutput | tuple[Images, Tensor | None, Images]:
         """Make ``num_images_per_prompt`` variations of every picture, those of one picture side by side.
 
-        Steps and guidance scale left at None are the checkpoint's own (Karlo's: 25 and 7 steps; 8.0).
+        Steps and guidance scale left at None are the checkpoint's own (Karlo's: 25 and 7 steps; 8.0); with ``eta`` or
+        ``latent`` the inversion's (25 steps, 1.0).
 
         Args:
             image: pictures as PIL, array or tensor (in [0, 1]), or a list of them in any sizes, see ``encode_image``.
@@ -59,6 +68,9 @@ class UnCLIPImageVariationPipeline(UnCLIPPipelineBase):
             decoder_latents: (b, 3, h, w) noise to start the decoder from, unit variance; likewise
                 ``super_res_latents`` (b, 3, H, W). b counts pictures times ``num_images_per_prompt``.
             image_embeddings: (i, d) CLIP image embeddings, not normalised, in place of ``image``.
+            eta: 0 to 1, how far from the picture; None starts from fresh noise.
+            latent: what ``invert`` returned, in place of ``image``; ``eta`` is then 0 if not given.
+            negative_prompt: what to guide away from, by default the empty caption.
             decoder_guidance_scale: classifier-free guidance, 1 for none; ``decoder_guidance_interval`` and
                 ``decoder_guidance_rescale`` as in ``UnCLIPPipeline``.
             output_type: ``"pil"``, ``"np"`` or ``"pt"``.
@@ -77,13 +89,17 @@ class UnCLIPImageVariationPipeline(UnCLIPPipelineBase):
             decoder_guidance_rescale=decoder_guidance_rescale,
         )
         check_count("num_images_per_prompt", num_images_per_prompt)
-        if (image is None) == (image_embeddings is None):
-            raise ValueError(
-                f"give either image or image_embeddings, got {'neither' if image is None else 'both of them'}"
-            )
-        given = image_embeddings if image is None else pictures(image)
-        assert given is not None
-        count = len(given)
+        inverted = eta is not None or latent is not None
+        given = [form for form in (image, image_embeddings, latent) if form is not None]
+        if len(given) != 1:
+            came = ("neither", "", "both of them", "all of them")[len(given)]
+            raise ValueError(f"give either image or image_embeddings, got {came}; or a latent alone")
+        if inverted and (image_embeddings is not None or decoder_latents is not None):
+            raise ValueError("eta varies a picture's own noise: give image or latent alone, or leave eta out")
+        if eta is not None:
+            check_fraction("eta", eta)
+        shown = None if image is None else pictures(image)
+        count = next(len(form) for form in (shown, image_embeddings, latent) if form is not None)
         if image is not None:
             require(self, "image variation", "image_encoder", "feature_extractor", instead="image_embeddings")
         require(self, "image variation", "text_encoder", "tokenizer")
@@ -99,14 +115,31 @@ class UnCLIPImageVariationPipeline(UnCLIPPipelineBase):
         check_shape("image_embeddings", image_embeddings, (count, self.text_proj.config["clip_embeddings_dim"]))
         on_step = on_step_end(self, callback_on_step_end)
 
-        null = self.encode_text("")
-        image_embeds = given if isinstance(given, Tensor) else self.encode_image(given)
-        image_embeds = image_embeds.to(null.text_embed.device).repeat_interleave(num_images_per_prompt, dim=0)
-        small_images = self.decode(
-            null.expand(len(image_embeds)).with_image(image_embeds), null,
-            num_inference_steps=chosen.steps["decoder"], **chosen.guidance["decoder"],
-            generator=generator, latents=decoder_latents, on_step=on_step,
-        )  # fmt: skip
+        if inverted:
+            latent = latent_of(
+                self, shown, latent,
+                num_inference_steps=decoder_num_inference_steps,
+                negative_prompt=negative_prompt,
+                guidance={
+                    "guidance_scale": decoder_guidance_scale,
+                    "guidance_interval": decoder_guidance_interval,
+                    "guidance_rescale": decoder_guidance_rescale,
+                },
+                on_step=on_step,
+            ).repeat(num_images_per_prompt)  # fmt: skip
+            image_embeds = latent.image_embeds
+            small_images = reconstruct(self, latent, eta=eta or 0, generator=generator, on_step=on_step)
+        else:
+            nothing = self.encode_text("")
+            null = nothing if negative_prompt is None else self.encode_text(negative_prompt)
+            image_embeds = image_embeddings if shown is None else self.encode_image(shown)
+            assert image_embeds is not None
+            image_embeds = image_embeds.to(null.text_embed.device).repeat_interleave(num_images_per_prompt, dim=0)
+            small_images = self.decode(
+                nothing.expand(len(image_embeds)).with_image(image_embeds), null,
+                num_inference_steps=chosen.steps["decoder"], **chosen.guidance["decoder"],
+                generator=generator, latents=decoder_latents, on_step=on_step,
+            )  # fmt: skip
         images = self.enlarge(
             small_images, num_inference_steps=chosen.steps["super_res"],
             generator=generator, latents=super_res_latents, on_step=on_step,
