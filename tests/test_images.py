@@ -5,7 +5,22 @@ import pytest
 import torch
 from PIL import Image
 
-from unclip_hub.images import grid, resize, to_numpy, to_pil, to_tensor
+from unclip_hub.images import (
+    blend,
+    centre_square,
+    grid,
+    outpainting_canvas,
+    paste,
+    places,
+    read_picture,
+    resize,
+    shrink_known,
+    to_mask,
+    to_numpy,
+    to_pil,
+    to_tensor,
+    window,
+)
 
 
 H, W = 8, 12
@@ -147,3 +162,139 @@ def test_grid_goes_row_by_row():
 def test_grid_refuses_nothing(images, columns):
     with pytest.raises(ValueError, match="pictures|columns"):
         grid(images, columns=columns)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        pytest.param(lambda m: Image.fromarray(m), id="L"),
+        pytest.param(lambda m: [Image.fromarray(m).convert("RGB")], id="list of RGB"),
+        pytest.param(lambda m: m, id="uint8 array"),
+        pytest.param(lambda m: m[None] > 0, id="bool batch"),
+        pytest.param(lambda m: m / 255, id="float64 array"),
+        pytest.param(lambda m: torch.tensor(m), id="uint8 tensor"),
+        pytest.param(lambda m: torch.tensor(m > 0)[None, None], id="bool (b, 1, h, w)"),
+        pytest.param(lambda m: torch.tensor(m)[None].double() / 255, id="float (b, h, w)"),
+    ],
+)
+def test_white_is_one_in_every_form_of_a_mask(form):
+    mask = np.zeros((H, W), dtype=np.uint8)
+    mask[2:5, 3:9] = 255
+    torch.testing.assert_close(to_mask(form(mask)), torch.tensor(mask)[None, None] / 255)
+
+
+def test_greys_of_a_mask_stay_and_what_is_transparent_is_white():
+    grey = Image.new("L", (W, H), 51)
+    torch.testing.assert_close(to_mask(grey), torch.full((1, 1, H, W), 0.2))
+    cut_out = Image.new("RGBA", (W, H), (0, 0, 0, 255))
+    cut_out.putpixel((3, 2), (0, 0, 0, 0))
+    assert to_mask(cut_out).nonzero().tolist() == [[0, 0, 2, 3]]
+
+
+def test_a_masks_exif_rotation_is_applied(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    mask = np.zeros((H, W), dtype=np.uint8)
+    mask[0] = 255
+    Image.fromarray(mask).save(tmp_path / "turned.png", exif=exif)
+    torch.testing.assert_close(to_mask(read_picture(tmp_path / "turned.png"))[0, 0, :, -1], torch.ones(W))
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (np.zeros((H, W), dtype=np.uint8), "black everywhere"),
+        (np.ones((H, W), dtype=np.uint8), "give it as bool"),
+        (np.ones((H, W), dtype=np.int64), "int64"),
+        (np.ones((1, 1, H, W)), "a mask must be"),
+        (torch.ones(1, 3, H, W), "a mask must be"),
+        (torch.full((H, W), 2.0), "from 2 to 2"),
+        (torch.full((H, W), float("nan")), "nan"),
+        (torch.ones(0, H, W), "a mask must be"),
+    ],
+)
+def test_what_is_no_mask(mask, message):
+    with pytest.raises(ValueError, match=message):
+        to_mask(mask)
+
+
+def test_a_canvas_has_room_where_asked_and_the_mask_shows_it():
+    images = torch.rand(2, 3, H, W)
+    canvas, mask = outpainting_canvas(images, left=3, top=1, bottom=2)
+    assert canvas.shape == (2, 3, H + 3, W + 3) and mask.shape == (1, 1, H + 3, W + 3)
+    assert torch.equal(canvas[..., 1:-2, 3:], images)
+    assert mask[..., 1:-2, 3:].sum() == 0 and mask.sum() == mask.numel() - H * W
+    torch.testing.assert_close(canvas[..., 1:-2, 0], images[..., 0])
+    for margins in ({}, {"left": -1, "right": 3}):
+        with pytest.raises(ValueError, match="expected margins of at least 0 and one above it"):
+            outpainting_canvas(images, **margins)
+
+
+def test_paste_keeps_black_to_the_bit_takes_white_and_blends_grey():
+    made, original = torch.rand(2, 3, H, W), torch.rand(2, 3, H, W)
+    mask = torch.zeros(1, 1, H, W)
+    mask[..., 4:6, :], mask[..., 6:, :] = 0.25, 1
+    pasted = paste(made, original, mask=mask)
+    assert torch.equal(pasted[..., :4, :], original[..., :4, :])
+    assert torch.equal(pasted[..., 6:, :], made[..., 6:, :])
+    torch.testing.assert_close(pasted[..., 4:6, :], (0.75 * original + 0.25 * made)[..., 4:6, :])
+
+
+def test_a_pasted_picture_is_exact_in_uint8(pixels):
+    original = to_tensor(Image.fromarray(pixels))
+    (back,) = to_pil(paste(torch.rand_like(original), original, mask=torch.zeros(1, 1, H, W)))
+    np.testing.assert_array_equal(np.asarray(back), pixels)
+
+
+@pytest.mark.parametrize("size", [(4, 5), (3, 7), (16, 30)])
+def test_no_small_pixel_that_is_known_holds_anything_masked(size):
+    mask = torch.zeros(1, 1, H, W)
+    mask[..., 3:7, 2:9] = 1
+    first, small_mask = shrink_known(torch.zeros(1, 3, H, W) + mask, mask, size)
+    second, _ = shrink_known(torch.zeros(1, 3, H, W) - mask, mask, size)
+    known = (small_mask == 0).expand_as(first)
+    assert 0 < known.sum() < known.numel()
+    assert torch.equal(first[known], second[known])
+
+
+def test_places_cover_the_canvas_evenly_and_overlap():
+    assert places(8, 8, size=8, overlap=2) == [(0, 0)]
+    assert places(8, 20, size=8, overlap=2) == [(0, 0), (0, 6), (0, 12)]
+    for height, width in ((9, 31), (17, 8), (14, 15)):
+        covered = torch.zeros(height, width)
+        for top, left in places(height, width, size=8, overlap=3):
+            assert 0 <= top <= height - 8 and 0 <= left <= width - 8
+            covered[top : top + 8, left : left + 8] += 1
+        assert covered.min() >= 1
+    assert len(places(17, 17, size=8, overlap=3)) == 9
+
+
+def test_blend_puts_windows_back_together_and_hides_seams():
+    canvas = torch.rand(2, 3, 9, 20)
+    at = places(9, 20, size=8, overlap=4)
+    windows = [window(canvas, place, size=8) for place in at]
+    torch.testing.assert_close(blend(windows, at, height=9, width=20), canvas)
+    steps = [torch.full((1, 1, 8, 8), float(i)) for i in range(2)]
+    line = blend(steps, [(0, 0), (0, 4)], height=8, width=12)[0, 0, 0]
+    assert line[0] == 0 and line[-1] == 1 and (line.diff() >= 0).all() and line.diff().max() <= 0.34
+
+
+def test_the_square_in_the_middle():
+    images = torch.arange(H * W).view(1, 1, H, W).float()
+    assert torch.equal(centre_square(images), images[..., 2:10])
+    assert torch.equal(centre_square(images.mT), images.mT[..., 2:10, :])
+
+
+def test_broken_files_say_which_and_why(tmp_path, pixels):
+    whole, cut = tmp_path / "whole.jpg", tmp_path / "cut.jpg"
+    Image.fromarray(pixels.repeat(9, 0).repeat(9, 1)).save(whole)
+    cut.write_bytes(whole.read_bytes()[:700])
+    (tmp_path / "text.png").write_text("hello")
+    assert read_picture(str(whole)).size == (9 * W, 9 * H)
+    for path, reason in (
+        (cut, "truncated"),
+        (tmp_path / "text.png", "identify"),
+        (tmp_path / "no.png", "no such file"),
+    ):
+        with pytest.raises(ValueError, match=f"cannot read .*{path.name} as a picture: .*{reason}"):
+            read_picture(path)

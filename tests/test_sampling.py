@@ -51,6 +51,52 @@ def test_guidance_without_a_null_condition_is_refused():
         guide(network, COND, scale=2.0)
 
 
+def with_noise(x, t, *, shift):
+    return x * shift + torch.sin(7 * x)
+
+
+def test_rescale_gives_the_conditional_standard_deviation_back():
+    x, t = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0)), torch.tensor(5)
+    cond, null = ({"shift": c["shift"].view(2, 1, 1, 1)} for c in (COND, NULL))
+
+    def std(scale, rescale):
+        return guide(with_noise, cond, null=null, scale=scale, rescale=rescale)(x, t).std((1, 2, 3))
+
+    plain, guided = std(1.0, 0.0), std(6.0, 0.0)
+    assert (guided > 1.5 * plain).all()
+    assert_close(std(6.0, 1.0), plain)
+    assert_close(std(6.0, 0.7), 0.3 * guided + 0.7 * plain)
+    assert_close(std(1.0, 0.7), plain)
+
+
+def test_rescale_is_by_row_and_leaves_a_learned_variance_alone():
+    def with_variance(x, t, *, shift):
+        return torch.cat([with_noise(x, t, shift=shift), x - shift], dim=1)
+
+    x, t = torch.randn(2, 3, generator=torch.Generator().manual_seed(0)), torch.tensor(5)
+    both = guide(with_variance, COND, null=NULL, scale=4.0, rescale=0.5)(x, t)
+    assert_close(both[:, 3:], x - COND["shift"])
+    for i in range(2):
+        cond, null = ({"shift": c["shift"][i : i + 1]} for c in (COND, NULL))
+        alone = guide(with_variance, cond, null=null, scale=4.0, rescale=0.5)(x[i : i + 1], t)
+        assert_close(both[i : i + 1], alone)
+
+
+def test_only_active_timesteps_are_guided_and_the_others_cost_one_pass():
+    calls = []
+
+    def counting(x, t, **condition):
+        calls.append((int(t), len(x)))
+        return network(x, t, **condition)
+
+    predict = guide(counting, COND, null=NULL, scale=3.0, active=lambda t: int(t) > 4)
+    x = torch.randn(2, 3)
+    away, towards = network(x, 0, **NULL), network(x, 0, **COND)
+    assert_close(predict(x, torch.tensor(5)), away + 3 * (towards - away))
+    assert_close(predict(x, torch.tensor(4)), towards)
+    assert calls == [(5, 4), (4, 2)]
+
+
 MEAN, STD = 0.4, 0.25
 SCHEDULERS = {
     "unclip": (UnCLIPScheduler, {}),
@@ -136,3 +182,40 @@ def test_the_argument_is_not_modified():
     before = x.clone()
     denoise(lambda x, t: torch.zeros_like(x), x, scheduler)
     assert torch.equal(x, before)
+
+
+def test_a_run_may_begin_and_end_in_the_middle():
+    scheduler = UnCLIPScheduler(prediction_type="epsilon")
+    scheduler.set_timesteps(5)
+    x = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    seen = []
+
+    def part(x, generator, **span):
+        return denoise(
+            lambda x, t: exact_epsilon(x, t),
+            x,
+            scheduler,
+            generator=generator,
+            on_step=lambda i, t, x: seen.append((i, int(t))),
+            **span,
+        )
+
+    whole = part(x, torch.Generator().manual_seed(1))
+    seen.clear()
+    generator = torch.Generator().manual_seed(1)
+    assert torch.equal(part(part(x, generator, end=2), generator, begin=2), whole)
+    times = scheduler.timesteps.tolist()
+    assert seen == [(0, times[0]), (1, times[1]), (0, times[2]), (1, times[3]), (2, times[4])]
+    assert torch.equal(part(x, generator, begin=5), x)
+
+
+@pytest.mark.parametrize("end", [2, 4])
+def test_diffusers_own_scheduler_knows_its_next_step_where_a_run_ends(end):
+    ours, theirs = UnCLIPScheduler(), diffusers.UnCLIPScheduler()
+    x = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    made = []
+    for scheduler in (ours, theirs):
+        scheduler.set_timesteps(4)
+        generator = torch.Generator().manual_seed(1)
+        made.append(denoise(lambda x, t: exact_epsilon(x, t), x, scheduler, generator=generator, begin=1, end=end))
+    assert_close(*made, atol=2e-3, rtol=1e-3)  # theirs has float32 tables

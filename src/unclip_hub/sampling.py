@@ -70,8 +70,9 @@ def denoise(
     generator: torch.Generator | list[torch.Generator] | None = None,
     on_step: Callable[[int, Tensor, Tensor], Tensor | None] | None = None,
     begin: int = 0,
+    end: int | None = None,
 ) -> Tensor:
-    """Take ``x``, as noisy as the scheduler's timestep number ``begin`` expects it, down the timesteps from there on.
+    """Take ``x``, as noisy as the scheduler's timestep number ``begin`` expects it, down the timesteps to ``end``.
 
     Args:
         scheduler: any diffusers scheduler, its timesteps set. One that cannot use a learned variance is not given it.
@@ -80,8 +81,8 @@ def denoise(
     accepted = inspect.signature(scheduler.step).parameters
     options = {"generator": generator} if "generator" in accepted else {}
     learned = uses_learned_variance(scheduler)
-    steps = list(scheduler.timesteps)[begin:]
-    for i, t in enumerate(steps):
+    steps = list(scheduler.timesteps)
+    for i, t in enumerate(steps[begin:end], start=begin):
         output = predict(scheduler.scale_model_input(x, t), t)
         if not learned:
             output = output[:, : x.shape[1]]
@@ -89,7 +90,7 @@ def denoise(
             options["prev_timestep"] = steps[i + 1] if i + 1 < len(steps) else None
         x = scheduler.step(output, t, x, **options).prev_sample
         if on_step is not None:
-            replaced = on_step(i, t, x)
+            replaced = on_step(i - begin, t, x)
             x = x if replaced is None else replaced
     return x
 

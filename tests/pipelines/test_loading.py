@@ -5,13 +5,13 @@ import json
 import shutil
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import diffusers
 import huggingface_hub
 import pytest
 import torch
-from huggingface_hub import ModelCard
+from hub.client import connect
+from hub.server import serving
 from pipelines import tiny
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
@@ -270,7 +270,7 @@ def test_plain_diffusion_pipeline_opens_what_we_save(saved, pipe):
 
 
 def test_plain_diffusers_knows_our_checkpoints_once_the_package_is_imported(saved):
-    code = "import diffusers, sys, unclip_hub; print(diffusers.DiffusionPipeline.from_pretrained(sys.argv[1]).text_proj)"
+    code = "import diffusers as d, sys, unclip_hub; print(d.DiffusionPipeline.from_pretrained(sys.argv[1]).text_proj)"
     ran = subprocess.run([sys.executable, "-c", code, str(saved)], capture_output=True, text=True)
     assert "UnCLIPTextProjModel" in ran.stdout, ran.stderr
 
@@ -325,16 +325,10 @@ def test_a_variant_from_disk_and_from_the_hubs_cache(pipe, tmp_path, offline):
         load_only(folder, "prior", pipe)
 
 
-def test_what_is_pushed_reloads_from_the_hub(pipe, tmp_path, offline, monkeypatch):
-    """The client's upload is replaced by a copy into its cache; everything before it is diffusers' own code."""
-
-    def upload(self, working_dir, repo_id, **_):
-        in_cache(tmp_path / "cache", repo_id, {"main": working_dir})
-
-    hub = "diffusers.utils.hub_utils"
-    monkeypatch.setattr(f"{hub}.create_repo", lambda name, **_: SimpleNamespace(repo_id=name))
-    monkeypatch.setattr(f"{hub}.load_or_create_model_card", lambda *_, **__: ModelCard("---\n---\n"))
-    monkeypatch.setattr(diffusers.DiffusionPipeline, "_upload_folder", upload)
-    pipe.push_to_hub("someone/pushed")
-    opened = UnCLIPPipeline.from_pretrained("someone/pushed", cache_dir=tmp_path / "cache")
-    assert_close(picture(opened), picture(pipe), atol=1e-8, rtol=0)
+def test_what_is_pushed_reloads_from_the_hub(pipe, tmp_path, monkeypatch):
+    with serving(tmp_path / "hub") as hub:
+        connect(hub.url, monkeypatch=monkeypatch, folder=tmp_path)
+        pipe.push_to_hub("someone/pushed", license="apache-2.0")
+        opened = UnCLIPPipeline.from_pretrained("someone/pushed")
+        assert opened.image_encoder is not None
+        assert_close(picture(opened), picture(pipe), atol=1e-8, rtol=0)

@@ -2,11 +2,14 @@
 
 import html
 import json
+import math
+import re
 import unicodedata
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import CLIPTokenizer
@@ -16,6 +19,9 @@ from transformers import CLIPTokenizer
 _QUOTES = str.maketrans(dict.fromkeys("\u02bc\u2018\u2019\u201a\u201b", "'") | dict.fromkeys("“”„‟", '"'))
 _LIGATURES = range(0xFB00, 0xFB07)
 _WIDTHS = range(0xFF01, 0xFFEF)
+_WEIGHTED = re.compile(r"\(([^():]+):([^():]*)\)")
+
+Span = tuple[int, int, float]  # first character, the one after the last, weight
 
 
 def tokenize(
@@ -36,6 +42,44 @@ def tokenize(
         torch.tensor([[True] * len(ids) + [False] * (length - len(ids)) for ids in kept]),
         lost,
     )
+
+
+def parse_weights(caption: str) -> tuple[str, list[Span]]:
+    """A caption with words in the form ``(red:1.4)``, cleaned: without the form, and which words weigh how much.
+
+    Brackets without a colon are ordinary text.
+
+    Raises:
+        ValueError: what follows the colon is no finite number of at least 0, or weighted words hold others.
+    """
+    rest, plain, spans = clean(caption), "", []
+    while (found := _WEIGHTED.search(rest)) is not None:
+        try:
+            weight = float(found[2])
+        except ValueError:
+            weight = math.nan
+        if not 0 <= weight < math.inf:
+            raise ValueError(f"a weighted prompt holds (words:number) with a number of at least 0, got {found[0]!r}")
+        plain += rest[: found.start()]
+        spans.append((len(plain), len(plain) + len(found[1]), weight))
+        plain, rest = plain + found[1], rest[found.end() :]
+    plain += rest
+    if _WEIGHTED.search(plain):
+        raise ValueError(f"weighted words must not hold weighted words, got {caption!r}")
+    return plain, spans
+
+
+def token_weights(
+    tokenizer: CLIPTokenizer, captions: list[str], spans: Sequence[Sequence[Span]], *, length: int
+) -> Float[Tensor, "b l"]:
+    """The weight of each token that ``tokenize`` makes of plain captions: 1, or that of the span it begins in."""
+    weights = torch.ones(len(captions), length)
+    for row, (caption, words) in enumerate(zip(captions, spans, strict=True)):
+        offsets = tokenizer(caption, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+        for place, (first, last) in enumerate(offsets[: length - 1]):
+            inside = [weight for start, end, weight in words if start <= first < end and last > first]
+            weights[row, place] = inside[0] if inside else 1.0
+    return weights
 
 
 def clean(caption: str) -> str:

@@ -101,7 +101,7 @@ def require(pipe: Any, purpose: str, *names: str, instead: str | None = None) ->
 def stage_shapes(pipe: Any, batch: int) -> dict[str, tuple[int, ...]]:
     """The shape of every stage's latents for a batch, by the configurations of its networks."""
     size = pipe.decoder.config["sample_size"]
-    shapes: dict[str, tuple[int, ...]] = {"decoder": (batch, pipe.decoder.config["in_channels"], size, size)}
+    shapes: dict[str, tuple[int, ...]] = {"decoder": (batch, 3, size, size)}
     if pipe.prior is not None:
         shapes["prior"] = (batch, pipe.prior.config["embedding_dim"])
     if pipe.super_res_first is not None:
@@ -175,7 +175,8 @@ def check_interval(name: str, value: Any) -> None:
     """Two noise levels, the lower one first; or None."""
     if value is None:
         return
-    if not isinstance(value, tuple | list) or len(value) != 2 or not 0 <= value[0] < value[1]:
+    numbers = isinstance(value, tuple | list) and [isinstance(one, int | float) for one in value] == [True, True]
+    if not numbers or not 0 <= value[0] < value[1]:
         raise ValueError(f"{name} must be two noise levels (low, high) with 0 <= low < high, got {value!r}")
 
 

@@ -1,5 +1,7 @@
 """The CLIP half of a checkpoint: opened alone, its decoder and upsamplers are not even read."""
 
+from typing import Any
+
 from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  diffusers looks it up here
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from transformers import (
@@ -23,8 +25,10 @@ class CLIPEncoders(UnCLIPPipelineBase):
         tokenizer: CLIPTokenizer,
         image_encoder: CLIPVisionModelWithProjection,
         feature_extractor: CLIPImageProcessorPil,
+        sampling_defaults: dict[str, Any] | None = None,  # of the checkpoint, for those who sample
     ) -> None:
         DiffusionPipeline.__init__(self)
+        self.register_to_config(sampling_defaults=sampling_defaults)
         self.register_modules(
             text_encoder=text_encoder,
             tokenizer=tokenizer,

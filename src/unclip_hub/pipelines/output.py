@@ -23,11 +23,14 @@ class UnCLIPPipelineOutput(BaseOutput):
         image_embeds: the CLIP image embeddings that they were decoded from, (b, d), not normalised; None if
             the call was given ``small_images`` alone.
         small_images: the decoder's pictures, before the upsampler.
+        scores: how near CLIP finds each picture to its caption, (b,) cosines, if the call chose the best of several;
+            None otherwise. Not part of the tuple.
     """
 
     images: Images
     image_embeds: Float[Tensor, "b d"] | None
     small_images: Images
+    scores: Float[Tensor, "b"] | None = None
 
 
 def as_output(images: Float[Tensor, "b 3 h w"], output_type: str) -> Images:

@@ -111,7 +111,7 @@ def _channels(pipe: Any, stage: str) -> tuple[int, int]:
         config = pipe.prior.config
         return config["embedding_dim"], config["clip_embed_dim"] or config["embedding_dim"]
     if stage == "decoder":
-        return pipe.decoder.config["in_channels"], pipe.decoder.config["out_channels"]
+        return 3, pipe.decoder.config["out_channels"]  # its input may hold more: a masked picture
     config = (pipe.super_res_first if stage == "super_res" else pipe.super_res_1024).config
     return config["in_channels"] // 2, config["out_channels"]
 

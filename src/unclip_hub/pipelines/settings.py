@@ -6,6 +6,7 @@ from typing import Any
 
 # Karlo's, from its published samplers ("fast"); a checkpoint's index may hold its own under the same keys
 SAMPLING_DEFAULTS: dict[str, Any] = {
+    "num_prior_samples": 1,
     "prior_num_inference_steps": 25,
     "decoder_num_inference_steps": 25,
     "super_res_num_inference_steps": 7,
@@ -17,17 +18,17 @@ SAMPLING_DEFAULTS: dict[str, Any] = {
     "decoder_guidance_rescale": 0.0,
 }
 STEPPED, GUIDED = ("prior", "decoder", "super_res"), ("prior", "decoder")
-_GUIDANCE = ("guidance_scale", "guidance_interval", "guidance_rescale")
 
 Interval = tuple[float | int, float | int]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Steps by stage, and by guided stage the keyword arguments of its verb."""
+    """Steps by stage, by guided stage the keyword arguments of its verb, and how many embeddings the prior draws."""
 
     steps: dict[str, int]
     guidance: dict[str, dict[str, Any]]
+    num_prior_samples: int
 
     @property
     def guided(self) -> bool:
@@ -46,7 +47,10 @@ def settings(pipe: Any, **given: Any) -> Settings:
     """The settings of a call, from those of its arguments that are named as in SAMPLING_DEFAULTS and not None."""
     assert set(given) <= set(SAMPLING_DEFAULTS), given
     own = SAMPLING_DEFAULTS | (pipe.config["sampling_defaults"] or {})
-    chosen = own | {name: value for name, value in given.items() if value is not None}
+    chosen: dict[str, Any] = own | {name: value for name, value in given.items() if value is not None}
+    for stage in GUIDED:
+        interval = chosen[f"{stage}_guidance_interval"]
+        chosen[f"{stage}_guidance_interval"] = tuple(interval) if isinstance(interval, list) else interval  # of JSON
     return Settings(
         steps={stage: chosen[f"{stage}_num_inference_steps"] for stage in STEPPED},
         guidance={
@@ -55,4 +59,5 @@ def settings(pipe: Any, **given: Any) -> Settings:
             }
             for stage in GUIDED
         },
+        num_prior_samples=chosen["num_prior_samples"],
     )

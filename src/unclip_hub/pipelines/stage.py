@@ -1,5 +1,6 @@
 """One stage of the chain: its network with guidance, and its way from noise to a result."""
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from unclip_hub.conditioning import Conditioning
+from unclip_hub.pipelines.known import Known, holding, levels, renoised, spans
 from unclip_hub.pipelines.schedulers import check_scheduler, fitted, noise_level, supported, with_final
 from unclip_hub.pipelines.settings import Interval
 from unclip_hub.sampling import Condition, Predict, denoise, guide
@@ -27,12 +29,18 @@ def guided(
     guidance_scale: float | int,
     guidance_interval: Interval | None,
     guidance_rescale: float | int,
+    context: Tensor | None = None,
 ) -> Predict:
-    """The prior's or the decoder's network, its captions bound to it and guided away from ``null``."""
+    """The prior's or the decoder's network, its captions bound to it and guided away from ``null``.
+
+    ``context`` is what the network gets beside x_t as more channels, guided or not: a masked picture and its mask.
+    """
     model, condition = {"prior": _prior, "decoder": _decoder}[stage](pipe)
+    beside = {} if context is None else {"context": context}
     active = None if guidance_interval is None else _within(guidance_interval, getattr(pipe, f"{stage}_scheduler"))
-    away = None if null is None or guidance_scale == 1 else condition(null.expand(len(cond)))
-    return guide(model, condition(cond), null=away, scale=guidance_scale, rescale=guidance_rescale, active=active)
+    away = None if null is None or guidance_scale == 1 else {**condition(null.expand(len(cond))), **beside}
+    towards = {**condition(cond), **beside}
+    return guide(model, towards, null=away, scale=guidance_scale, rescale=guidance_rescale, active=active)
 
 
 def run(
@@ -49,22 +57,29 @@ def run(
     final: Predict | None = None,
     image: Tensor | None = None,
     strength: float | int = 1.0,
+    known: Known | None = None,
+    resampling: int = 1,
+    jump_length: int = 1,
 ) -> Tensor:
     """One stage from noise to its result, under a progress bar that names it.
 
     Only the networks (``final`` is that of the last step) compute in ``dtype``: x itself is at least float32, as
     schedulers that count in sigmas start at 20,000. With an ``image`` and a ``strength`` below 1 only the last
-    ``strength`` of the steps are run, from that image with their noise on it (Meng et al. 2022, SDEdit).
+    ``strength`` of the steps are run, from that image with their noise on it (Meng et al. 2022, SDEdit). What is
+    ``known`` of the result is held, and every ``jump_length`` steps are run ``resampling`` times, see ``known.py``.
     """
     check_scheduler(pipe, stage, num_inference_steps=num_inference_steps)
     device, precise = pipe._execution_device, torch.promote_types(dtype, torch.float32)
     own = getattr(pipe, f"{stage}_scheduler")
-    scheduler = supported(own)
+    scheduler, kind = supported(own), own.config["prediction_type"]
     scheduler.set_timesteps(num_inference_steps, device=device)
     begin = 0 if image is None else first_step(scheduler, num_inference_steps, strength)
     if final is not None:
         predict = with_final(predict, final, scheduler, stage=stage, begin=begin)
-    predict = fitted(_computing_in(dtype, predict), scheduler, kind=own.config["prediction_type"])
+    predict = _computing_in(dtype, predict)
+    if known is not None:
+        predict = holding(predict, known, scheduler=scheduler, kind=kind)
+    predict = fitted(predict, scheduler, kind=kind)
     if latents is None:
         latents = randn_tensor(shape, generator=generator, device=device, dtype=precise)
     elif tuple(latents.shape) != shape:
@@ -74,26 +89,37 @@ def run(
         x = noise * scheduler.init_noise_sigma
     else:
         at = scheduler.timesteps[begin].expand(len(noise))
-        if hasattr(scheduler, "set_begin_index"):  # of those that count their steps instead of looking t up
-            scheduler.set_begin_index(begin)
+        _begin_at(scheduler, begin)
         x = scheduler.add_noise(image.to(device, precise), noise, at)
+    runs = spans(begin, len(scheduler.timesteps), length=jump_length * _order(scheduler), times=resampling)
+    noise_levels = levels(scheduler) if resampling > 1 else []
     pipe._stage = stage
-    with pipe.progress_bar(total=len(scheduler.timesteps) - begin) as bar:
+    with pipe.progress_bar(total=sum(last - first for first, last in runs)) as bar:
         bar.set_description(stage)
+        count = itertools.count()
 
-        def after(i: int, t: Tensor, x: Tensor) -> Tensor | None:
+        def after(_: int, t: Tensor, x: Tensor) -> Tensor | None:
             bar.update()
-            return None if on_step is None else on_step(i, t, x)
+            return None if on_step is None else on_step(next(count), t, x)
 
-        return denoise(predict, x, scheduler, generator=generator, on_step=after, begin=begin)
+        for i, (first, last) in enumerate(runs):
+            back = i > 0 and first < runs[i - 1][1]
+            if back:
+                x = renoised(x, noise_levels[runs[i - 1][1]], noise_levels[first], generator=generator)
+                scheduler.set_timesteps(num_inference_steps, device=device)  # forgets what multistep solvers keep
+                _begin_at(scheduler, first)
+            x = denoise(predict, x, scheduler, generator=generator, on_step=after, begin=first, end=last)
+        return x
 
 
 def first_step(scheduler: Any, num_inference_steps: int, strength: float | int) -> int:
     """The index of the first timestep that ``strength`` leaves to run; at least one step is run."""
     if not 0 < strength <= 1:
         raise ValueError(f"strength must be above 0 and at most 1, got {strength}")
+    if strength < 1 and len(scheduler.timesteps) not in (num_inference_steps, 2 * num_inference_steps - 1):
+        raise ValueError(f"{type(scheduler).__name__} cannot begin in the middle: use strength=1 or another scheduler")
     skipped = num_inference_steps - max(1, math.floor(num_inference_steps * strength + 1e-9))
-    return skipped * scheduler.order  # solvers of second order hold two timesteps for a step
+    return skipped * _order(scheduler)
 
 
 def on_step_end(pipe: Any, callback: Callable[..., dict[str, Tensor] | None] | None) -> OnStep | None:
@@ -143,7 +169,21 @@ def _prior(pipe: Any) -> tuple[Callable[..., Tensor], Callable[[Conditioning], C
 
 
 def _decoder(pipe: Any) -> tuple[Callable[..., Tensor], Callable[[Conditioning], Condition]]:
-    return lambda x, t, **c: pipe.decoder(x, t, **c).sample, lambda cond: decoder_condition(pipe, cond)
+    def model(x: Tensor, t: Tensor, context: Tensor | None = None, **c: Tensor) -> Tensor:
+        return pipe.decoder(x if context is None else torch.cat([x, context], dim=1), t, **c).sample
+
+    return model, lambda cond: decoder_condition(pipe, cond)
+
+
+def _order(scheduler: Any) -> int:
+    """Timesteps per step: solvers of second order hold two; diffusers' UnCLIPScheduler does not say."""
+    return getattr(scheduler, "order", 1)
+
+
+def _begin_at(scheduler: Any, index: int) -> None:
+    """Tell those that count their steps where they are; the others look the timestep up."""
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(index)
 
 
 def _within(interval: Interval, scheduler: Any) -> Callable[[Tensor], bool]:

@@ -14,6 +14,7 @@ from unclip_hub.pipelines.base import UnCLIPPipelineBase
 from unclip_hub.pipelines.checks import check_call
 from unclip_hub.pipelines.exchange import exchange
 from unclip_hub.pipelines.output import Images, UnCLIPPipelineOutput, as_output
+from unclip_hub.pipelines.ranking import best_pictures, best_prior_sample, check_ranking
 from unclip_hub.pipelines.settings import Interval, settings
 from unclip_hub.pipelines.stage import Generator, on_step_end
 
@@ -62,12 +63,14 @@ class UnCLIPPipeline(UnCLIPPipelineBase):
         negative_prompt_embeds: Conditioning | None = None,
         image_embeds: Float[Tensor, "b d"] | None = None,
         small_images: Float[Tensor, "b 3 h w"] | None = None,
+        num_prior_samples: int | None = None,
+        num_candidates: int | None = None,
         callback_on_step_end: Callable[[Any, int, int, dict[str, Tensor]], dict[str, Tensor] | None] | None = None,
         callback_on_step_end_tensor_inputs: tuple[str, ...] | list[str] = ("latents",),
     ) -> UnCLIPPipelineOutput | tuple[Images, Tensor | None, Images]:
         """Make ``num_images_per_prompt`` pictures of every prompt, those of one prompt side by side.
 
-        Steps and guidance scales left at None are the checkpoint's own (Karlo's: 25, 25, 7 steps; 4.0, 8.0).
+        Steps, guidance, prior samples left at None are the checkpoint's own (Karlo's: 25, 25, 7 steps; 4.0, 8.0; 1).
 
         Args:
             prompt: one caption or several; what the text encoder has no room for is cut off with a warning.
@@ -88,6 +91,11 @@ class UnCLIPPipeline(UnCLIPPipelineBase):
             prompt_embeds: what ``encode_text`` returned, in place of ``prompt``; likewise ``negative_prompt_embeds``.
             image_embeds: (b, d) CLIP image embeddings; the prior is not run.
             small_images: (b, 3, h, w) pictures in [-1, 1]; only the upsampler is run.
+            num_prior_samples: how many embeddings the prior draws for a picture; the one nearest to the caption's is
+                decoded (the paper's 2, section 2.2). Its cosine is the picture's score.
+            num_candidates: how many pictures to make of every prompt, for CLIP to choose the ``num_images_per_prompt``
+                best, which come best first with their cosines as ``scores``. ``generator`` lists and latents then
+                have one row per candidate.
             callback_on_step_end: called as ``(pipe, step, timestep, {"latents": x})`` after every step of every stage,
                 ``pipe.stage`` telling which; a dict with ``"latents"`` that it returns replaces them.
 
@@ -105,7 +113,18 @@ class UnCLIPPipeline(UnCLIPPipelineBase):
             decoder_guidance_interval=decoder_guidance_interval,
             prior_guidance_rescale=prior_guidance_rescale,
             decoder_guidance_rescale=decoder_guidance_rescale,
+            num_prior_samples=num_prior_samples,
         )
+        check_ranking(
+            self,
+            num_prior_samples=num_prior_samples,
+            num_candidates=num_candidates,
+            num_images_per_prompt=num_images_per_prompt,
+            prior_latents=prior_latents,
+            image_embeds=image_embeds,
+            small_images=small_images,
+        )
+        keep, each = num_images_per_prompt, num_candidates or num_images_per_prompt
         check_call(
             self,
             prompt=prompt,
@@ -116,7 +135,7 @@ class UnCLIPPipeline(UnCLIPPipelineBase):
             negative_prompt_embeds=negative_prompt_embeds,
             image_embeds=image_embeds,
             small_images=small_images,
-            num_images_per_prompt=num_images_per_prompt,
+            num_images_per_prompt=each,
             settings=chosen,
             generator=generator,
             latents={"prior": prior_latents, "decoder": decoder_latents, "super_res": super_res_latents},
@@ -125,6 +144,7 @@ class UnCLIPPipeline(UnCLIPPipelineBase):
         )
         on_step = on_step_end(self, callback_on_step_end)
 
+        cond = scores = None
         if small_images is None:
             if prompt_embeds is not None:
                 cond = prompt_embeds
@@ -135,14 +155,17 @@ class UnCLIPPipeline(UnCLIPPipelineBase):
             null = negative_prompt_embeds
             if null is None and chosen.guided:
                 null = self.encode_text("" if negative_prompt is None else negative_prompt)
-            cond = cond.repeat(num_images_per_prompt)
+            cond = cond.repeat(each)
             if null is not None and len(null) > 1:
-                null = null.repeat(num_images_per_prompt)
+                null = null.repeat(each)
             if image_embeds is None:
-                image_embeds = self.sample_prior(
-                    cond, null, num_inference_steps=chosen.steps["prior"], **chosen.guidance["prior"],
-                    generator=generator, latents=prior_latents, on_step=on_step,
-                )  # fmt: skip
+                prior = {"num_inference_steps": chosen.steps["prior"], **chosen.guidance["prior"], "on_step": on_step}
+                if chosen.num_prior_samples > 1 and prior_latents is None:
+                    image_embeds, scores = best_prior_sample(
+                        self, cond, null, samples=chosen.num_prior_samples, generator=generator, **prior
+                    )
+                else:
+                    image_embeds = self.sample_prior(cond, null, generator=generator, latents=prior_latents, **prior)
             small_images = self.decode(
                 cond.with_image(image_embeds.to(cond.text_embed.device)), null,
                 num_inference_steps=chosen.steps["decoder"], **chosen.guidance["decoder"],
@@ -152,9 +175,15 @@ class UnCLIPPipeline(UnCLIPPipelineBase):
             small_images, num_inference_steps=chosen.steps["super_res"],
             generator=generator, latents=super_res_latents, on_step=on_step,
         )  # fmt: skip
+        if num_candidates is not None:
+            assert cond is not None and image_embeds is not None
+            best, scores = best_pictures(self, images, cond.text_embed, candidates=each, keep=keep)
+            images, small_images, image_embeds = images[best], small_images[best], image_embeds[best]
         self.maybe_free_model_hooks()
         finished, small = as_output(images, output_type), as_output(small_images, output_type)
-        return UnCLIPPipelineOutput(finished, image_embeds, small) if return_dict else (finished, image_embeds, small)
+        if not return_dict:
+            return finished, image_embeds, small
+        return UnCLIPPipelineOutput(finished, image_embeds, small, scores)
 
 
 exchange(UnCLIPPipeline, DiffusersPipeline)
