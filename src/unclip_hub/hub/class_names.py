@@ -34,7 +34,14 @@ _RENAMED = {("transformers", "CLIPImageProcessorPil"): ("transformers", "CLIPIma
 
 def to_ours(index: dict[str, Any]) -> dict[str, Any]:
     """An index as read from disk, its known classes named as this library's."""
-    return {name: [LIBRARY, value[1]] if _is_ours(value) else value for name, value in index.items()}
+    ours = {name: [LIBRARY, value[1]] if _is_ours(value) else value for name, value in index.items()}
+    return ours | ({"_class_name": pipeline_class(index)} if "_class_name" in index else {})
+
+
+def pipeline_class(index: dict[str, Any]) -> str:
+    """The pipeline's class; what is published also names the file that loads it in plain diffusers, see `shims`."""
+    name = index.get("_class_name", "?")
+    return str(name[1] if _is_pair(name) else name)
 
 
 def to_loaders(index: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from unclip_hub.hub.class_names import to_ours
+from unclip_hub.hub.class_names import pipeline_class, to_ours
+from unclip_hub.hub.shims import is_shim
 from unclip_hub.hub.weights import AGAIN, BrokenFile, TensorInfo, read_header, read_json
 
 
@@ -69,7 +70,7 @@ class Checkpoint:
 
     @property
     def pipeline(self) -> str:
-        return str(self.index.get("_class_name", "?"))
+        return pipeline_class(self.index)
 
 
 def inspect(folder: Path, *, variant: str | None = None) -> Checkpoint:
@@ -204,7 +205,7 @@ def _strangers(checkpoint: Checkpoint) -> Iterator[Problem]:
         here = path.relative_to(checkpoint.folder)
         if any(part.startswith(".") for part in here.parts):
             continue
-        if path.suffix == ".py":
+        if path.suffix == ".py" and not is_shim(path):
             remedy = "never pass trust_remote_code=True for it unless you have read it"
             yield Problem("warning", str(here), "code in the checkpoint; unclip_hub never runs it", remedy)
         elif path.suffix in PICKLES and path not in read and path.is_file():
