@@ -35,6 +35,10 @@ class Conditioning:
             raise ValueError(f"cannot expand conditioning of {len(self)} rows to {batch}: expected 1 or {batch} rows")
         return self._map(lambda x: x.expand(batch, *x.shape[1:]))
 
+    def take(self, count: int) -> "Conditioning":
+        """The first ``count`` rows."""
+        return self._map(lambda x: x[:count])
+
     def roll(self, shift: int) -> "Conditioning":
         """Row ``i`` at place ``i + shift``, the last ones first."""
         return self._map(lambda x: x.roll(shift, dims=0))

@@ -4,10 +4,11 @@ Notation of Ho et al. 2020 (arXiv:2006.11239): x_t = sqrt(abar_t) x_0 + sqrt(1 -
 float32 ones the last coefficient of the posterior mean comes out as 0.9995 instead of 1.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -30,6 +31,12 @@ def cosine_alphas_cumprod(num_train_timesteps: int = 1000, *, max_beta: float = 
     abar = torch.cos((edge + 0.008) / 1.008 * torch.pi / 2) ** 2
     betas = (1 - abar[1:] / abar[:-1]).clamp(max=max_beta)
     return torch.cumprod(1 - betas, dim=0)
+
+
+def linear_alphas_cumprod(num_train_timesteps: int = 1000) -> Float[Tensor, "t"]:
+    """The linear schedule (Ho et al., section 4: beta from 1e-4 to 0.02 in 1,000 steps) as float64 abar_1 … abar_T."""
+    betas = torch.linspace(1e-4, 0.02, num_train_timesteps, dtype=torch.float64) * 1000 / num_train_timesteps
+    return torch.cumprod(1 - betas.clamp(max=0.999), dim=0)
 
 
 def q_sample(x0: Float[Tensor, "b *shape"], noise: Float[Tensor, "b *shape"], *, abar: Float[Tensor, "b"]) -> Tensor:
@@ -75,6 +82,21 @@ def as_prediction(x0: Tensor, x_t: Tensor, *, abar: float, kind: str) -> Tensor:
     raise ValueError(f"prediction type must be one of {PREDICTION_TYPES}, got {kind!r}")
 
 
+def min_snr_weight(abar: Float[Tensor, "b"], *, kind: str, gamma: float | int = 5.0) -> Float[Tensor, "b"]:
+    """What the squared error of the network's output counts: the error of x_0 counts min(SNR, gamma).
+
+    Source: Hang et al. 2023, arXiv:2303.09556, section 3.4.
+    """
+    snr = abar / (1 - abar)
+    if kind == "sample":
+        return snr.clamp(max=gamma)
+    if kind == "epsilon":
+        return (gamma / snr).clamp(max=1)
+    if kind == "v_prediction":
+        return snr.clamp(max=gamma) / (snr + 1)
+    raise ValueError(f"prediction type must be one of {PREDICTION_TYPES}, got {kind!r}")
+
+
 def posterior(abar_t: float, abar_s: float) -> Posterior:
     """The posterior of the step t → s, however far below t; abar_s = 1 is x_0 itself."""
     alpha = abar_t / abar_s
@@ -94,5 +116,42 @@ def learned_range_std(variance_output: Tensor, step: Posterior) -> Tensor:
     return (0.5 * (fraction * high + (1 - fraction) * low)).exp()
 
 
-def _per_row(abar: Tensor, x: Tensor) -> Tensor:
-    return abar.to(x).view(-1, *(1,) * (x.ndim - 1))
+def bound_terms(
+    variance_output: Float[Tensor, "b *shape"],
+    predicted: Float[Tensor, "b *shape"],
+    *,
+    x0: Float[Tensor, "b *shape"],
+    t: Int[Tensor, "b"],
+    alphas_cumprod: Float[Tensor, "t"],
+) -> Float[Tensor, "b"]:
+    """One term of the variational bound per row, in bits per dimension (Nichol & Dhariwal 2021, eq. 4 to 7).
+
+    The divergence of p(x_{t-1} | x_t), whose mean follows from the ``predicted`` x_0 and whose variance is that of
+    ``learned_range_std``, from the posterior given ``x0``. For the first timestep, ``t == 0``, instead the negative
+    log likelihood of ``x0`` as pixels of 256 levels in [-1, 1]; as beta tilde is 0 there, the range then starts at
+    that of the second timestep.
+    """
+    table = torch.nn.functional.pad(alphas_cumprod.to(t.device), (1, 0), value=1.0)
+    before, after, later = table[t], table[t + 1], t.clamp(min=1)
+    beta = 1 - after / before
+    variance = (1 - table[later]) / (1 - table[later + 1]) * (1 - table[later + 1] / table[later])
+    low, high = _per_row(variance.log(), x0), _per_row(beta.log(), x0)
+    fraction = (variance_output + 1) / 2
+    log_variance = fraction * high + (1 - fraction) * low
+    # x_t enters both means alike, so that they differ by their x_0 alone
+    apart = _per_row(before.sqrt() * beta / (1 - after), x0) * (x0 - predicted)
+    divergence = 0.5 * (log_variance - low + (low - log_variance).exp() + apart**2 * (-log_variance).exp() - 1)
+    likelihood = _pixel_log_likelihood(x0, mean=predicted, std=(0.5 * log_variance).exp())
+    nats = torch.where(_per_row(t, x0) == 0, -likelihood, divergence)
+    return nats.flatten(1).mean(dim=1) / math.log(2)
+
+
+def _pixel_log_likelihood(x: Tensor, *, mean: Tensor, std: Tensor) -> Tensor:
+    """Log of the normal distribution's mass in the cell, 2 / 255 wide, of each pixel; the outer cells are open."""
+    above = torch.where(x > 0.999, 1.0, torch.special.ndtr((x - mean + 1 / 255) / std))
+    below = torch.where(x < -0.999, 0.0, torch.special.ndtr((x - mean - 1 / 255) / std))
+    return (above - below).clamp(min=1e-12).log()
+
+
+def _per_row(values: Tensor, x: Tensor) -> Tensor:
+    return values.to(x).view(-1, *(1,) * (x.ndim - 1))

@@ -1,5 +1,6 @@
 """Every network's loss: it falls, it depends on the condition, and its curve is the recorded one."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -11,9 +12,12 @@ from torch.testing import assert_close
 from unclip_hub.conditioning import Conditioning
 from unclip_hub.training.clip import ClipBatch, ClipTask
 from unclip_hub.training.decoder import DecoderBatch, DecoderTask, Drops
+from unclip_hub.training.degradations import bsr, paper_blur
+from unclip_hub.training.inpainting import widened_for_inpainting
 from unclip_hub.training.loop import TrainConfig, train
-from unclip_hub.training.prior import PriorBatch, PriorTask
-from unclip_hub.training.upsampler import UpsamplerBatch, UpsamplerTask
+from unclip_hub.training.objective import Objective
+from unclip_hub.training.prior import PriorBatch, PriorTask, set_statistics
+from unclip_hub.training.upsampler import UpsamplerBatch, UpsamplerTask, random_crops
 
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "loss_curves.json"
@@ -57,28 +61,46 @@ def clip_task():
     return task, batch
 
 
-def prior_task():
+def plain_clip_task(*, negatives=False, **options):
+    """Captioned pictures, and nothing else."""
+    task, batch = clip_task()
+    encoders = task.modules["text_encoder"], task.modules["image_encoder"]
+    negative_ids = batch.negative_ids if negatives else None
+    return ClipTask(*encoders, **options), ClipBatch(batch.pixels, batch.ids, negative_ids)
+
+
+def prior_task(**options):
     prior = trainable(tiny.components()["prior"])
     cond = conditioning(B)
-    return PriorTask(prior, empty=conditioning(1, seed=9)), PriorBatch(cond.image_embed, cond)
+    return PriorTask(prior, empty=conditioning(1, seed=9), **options), PriorBatch(cond.image_embed, cond)
 
 
-def decoder_task(**options):
-    parts = tiny.components(karlo=False)
-    task = DecoderTask(
-        trainable(parts["decoder"]), trainable(parts["text_proj"]), empty=conditioning(1, seed=9), **options
-    )
+def decoder_task(*, karlo=False, inpaints=False, **options):
+    parts = tiny.components(karlo=karlo)
+    decoder = widened_for_inpainting(parts["decoder"]) if inpaints else parts["decoder"]
+    task = DecoderTask(trainable(decoder), trainable(parts["text_proj"]), empty=conditioning(1, seed=9), **options)
     return task, DecoderBatch(torch.rand(B, 3, 16, 16, generator=seeded(1)) * 2 - 1, conditioning(B))
 
 
-def upsampler_task():
+def upsampler_task(**options):
     torch.manual_seed(0)
-    task = UpsamplerTask(tiny.upsampler())
+    task = UpsamplerTask(tiny.upsampler(), **options)
     pixels = torch.rand(B, 3, 16, 24, generator=seeded(1)) * 2 - 1
     return task, UpsamplerBatch(pixels=pixels, low=torch.nn.functional.avg_pool2d(pixels, 4))
 
 
 TASKS = {"clip": clip_task, "prior": prior_task, "decoder": decoder_task, "upsampler": upsampler_task}
+EPS = Objective(prediction_type="epsilon", weighting="simple")
+VARIANTS = TASKS | {
+    "plain clip": plain_clip_task,
+    "pairwise clip": lambda: plain_clip_task(pairwise=True, negatives=True),
+    "v prior": lambda: prior_task(objective=Objective(prediction_type="v_prediction", weighting="min_snr")),
+    "paper's decoder": lambda: decoder_task(karlo=True, objective=EPS, drops=Drops.independent()),
+    "inpainting": lambda: decoder_task(inpaints=True),
+    "paper's upsampler": lambda: upsampler_task(
+        corrupt=paper_blur, objective=Objective(prediction_type="epsilon", weighting="min_snr", schedule="linear")
+    ),
+}
 
 
 def curve(name, folder, steps=20):
@@ -109,18 +131,96 @@ def test_loss_curves_are_the_recorded_ones(name, tmp_path):
 
 @pytest.mark.parametrize("name", TASKS)
 def test_one_batch_is_learned(name, tmp_path):
-    losses = curve(name, tmp_path, steps=80)
+    losses = curve(name, tmp_path, steps=40)
     assert sum(losses[-10:]) < 0.75 * sum(losses[:10])
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_gradients_reach_every_trained_parameter(name):
-    task, batch = TASKS[name]()
+    task, batch = VARIANTS[name]()
     generator = seeded(1)
-    for _ in range(12):  # enough draws for every drop case to occur
+    task.loss(batch, generator)[0].backward()
+    # at every step, whatever was withheld: processes that wait for each other's gradients would wait for ever
+    assert [n for n, p in task.modules.named_parameters() if p.grad is None] == []
+    for _ in range(11):  # enough draws for every drop case to occur
         task.loss(batch, generator)[0].backward()
-    still = [n for n, p in task.modules.named_parameters() if p.grad is None or not p.grad.abs().any()]
-    assert still == []
+    assert [n for n, p in task.modules.named_parameters() if not p.grad.abs().any()] == []
+
+
+@pytest.mark.parametrize("name", [name for name in VARIANTS if name not in TASKS])
+def test_twenty_steps_lower_the_loss(name):
+    task, batch = VARIANTS[name]()
+    optimizer = torch.optim.Adam(task.modules.parameters(), lr=2e-3)
+    losses = []
+    for _ in range(20):
+        loss, stats = task.loss(batch, seeded(3))  # the same noise every time
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+    assert stats and all(isinstance(value, float) for value in stats.values())
+
+
+def test_a_learned_variance_trains_by_the_bound_alone_and_leaves_the_prediction_to_the_simple_loss():
+    gradients = {}
+    for bound_weight in (0.0, 0.001, 0.002):
+        objective = Objective(prediction_type="epsilon", weighting="simple", bound_weight=bound_weight)
+        task, batch = decoder_task(karlo=True, objective=objective)
+        task.loss(batch, seeded())[0].backward()
+        gradients[bound_weight] = task.modules["decoder"].conv_out.weight.grad
+    predicted, variance = ([g[part] for g in gradients.values()] for part in (slice(0, 3), slice(3, 6)))
+    assert_close(predicted[1], predicted[0])
+    assert_close(predicted[2], predicted[0])
+    assert not variance[0].any() and variance[1].any()
+    assert_close(variance[2], 2 * variance[1])
+
+
+def test_clip_sees_pairs_one_by_one_if_asked():
+    """SigLIP's loss, restated: a binary decision for each pair of picture and caption, summed over a picture's."""
+    task, batch = plain_clip_task(pairwise=True)
+    value, _ = task.loss(batch, seeded())
+    m = task.modules
+    image = torch.nn.functional.normalize(m["image_encoder"](batch.pixels).image_embeds, dim=1)
+    text = torch.nn.functional.normalize(m["text_encoder"](batch.ids).text_embeds, dim=1)
+    logits = 10 * image @ text.T - 10
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(logits, torch.eye(B), reduction="sum") / B
+    assert_close(value, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_temperature_stays_at_most_100_and_can_come_back():
+    task, batch = plain_clip_task()
+    scale = task.modules["temperature"].log_scale
+    with torch.no_grad():
+        scale.fill_(9.0)
+    task.loss(batch, seeded())[0].backward()
+    assert scale.exp().item() == pytest.approx(100, rel=1e-5)
+    assert scale.grad.abs() > 0
+
+
+@pytest.mark.parametrize("given", [{"patch_classes": 3}, {"scene_classes": 3}])
+def test_clip_takes_both_probes_or_none(given):
+    with pytest.raises(ValueError, match="both numbers of classes or none"):
+        plain_clip_task(**given)
+
+
+def test_clip_with_probes_needs_labels():
+    task, batch = clip_task()
+    with pytest.raises(ValueError, match="needs batches with both labels"):
+        task.loss(ClipBatch(batch.pixels, batch.ids), seeded())
+
+
+def test_independent_drops_are_the_products_of_their_rates():
+    drops = Drops.independent(image=0.1, caption=0.5)  # 5 % withhold the image alone, as the paper counts them
+    assert (drops.both, drops.image, drops.caption) == pytest.approx((0.05, 0.05, 0.45))
+    assert drops.both + drops.image == pytest.approx(0.1)
+    assert drops.both + drops.caption == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("shares", [(0.5, 0.4, 0.2), (-0.1, 0.2, 0.2)])
+def test_drops_that_are_no_shares_are_refused(shares):
+    with pytest.raises(ValueError, match="at least 0 and at most 1 together"):
+        Drops(*shares)
 
 
 def test_decoder_loss_depends_on_each_condition():
@@ -150,12 +250,12 @@ def test_drop_rates_are_those_asked_for():
     kept = {"image": 0, "caption": 0}
     big = conditioning(2000)
 
-    def spy(x_t, t, condition, keep_image):
+    def spy(sample, t, condition, keep_image):
         kept["image"] += keep_image.sum().item()
         kept["caption"] += (condition.text_embed == big.text_embed).all(1).sum().item()
         return type("Output", (), {"float": lambda self: torch.zeros(2000, 3, 2, 2)})()
 
-    task._forward = spy
+    task.predict = spy
     task.loss(DecoderBatch(torch.zeros(2000, 3, 2, 2), big), seeded())
     assert kept["image"] / 2000 == pytest.approx(0.70, abs=0.04)
     assert kept["caption"] / 2000 == pytest.approx(0.65, abs=0.04)
@@ -170,6 +270,64 @@ def test_prior_learns_in_the_standardised_space():
     prior.clip_std *= 2.0
     moved = PriorBatch(batch.image_embed * 2 + 3, batch.caption)
     assert_close(task.loss(moved, seeded())[0], base, atol=1e-5, rtol=1e-5)
+
+
+def test_statistics_of_the_embeddings_standardise_them():
+    prior = tiny.components()["prior"]
+    embeds = 3 + 5 * torch.randn(50, tiny.WIDTH, generator=seeded())
+    set_statistics(prior, embeds)
+    standard = (embeds - prior.clip_mean) / prior.clip_std
+    assert_close(standard.mean(0), torch.zeros(tiny.WIDTH), atol=1e-5, rtol=0)
+    assert_close(standard.std(0), torch.ones(tiny.WIDTH), atol=1e-5, rtol=0)
+    embeds[:, 4] = 1.0
+    with pytest.raises(ValueError, match=r"must vary and be finite in every dimension; not so \[4\]"):
+        set_statistics(prior, embeds)
+
+
+def test_an_inpainting_decoder_sees_the_mask_and_what_lies_outside_it():
+    task, batch = decoder_task(inpaints=True)
+    seen = []
+    task.predict = lambda sample, *others: seen.append(sample) or torch.zeros_like(batch.pixels)
+    task.loss(batch, seeded())
+    masked, mask = seen[0][:, 3:6], seen[0][:, 6:]
+    assert set(mask.unique().tolist()) == {0.0, 1.0}
+    assert_close(masked, batch.pixels * (mask == 0))
+
+
+def test_crops_lie_where_the_small_pictures_pixels_begin():
+    pixels = torch.rand(B, 3, 24, 40, generator=seeded()) * 2 - 1
+    batch = random_crops(pixels, seeded(1), size=8)
+    whole = torch.nn.functional.avg_pool2d(pixels, 4)
+    assert batch.pixels.shape == (B, 3, 8, 8) and batch.low.shape == (B, 3, 2, 2)
+    corners = []
+    for i in range(B):
+        found = [
+            (y, x)
+            for y in range(5)
+            for x in range(9)
+            if torch.equal(pixels[i, :, 4 * y : 4 * y + 8, 4 * x : 4 * x + 8], batch.pixels[i])
+        ]
+        corners += found
+        ((y, x),) = found
+        assert_close(whole[i, :, y : y + 2, x : x + 2], batch.low[i])
+    assert len(set(corners)) > 1
+    again = random_crops(pixels, seeded(1), size=8, shrink=bsr)
+    assert torch.equal(again.pixels, batch.pixels) and again.low.shape == (B, 3, 2, 2)
+
+
+@pytest.mark.parametrize("size", [6, 28, 0])
+def test_crops_that_do_not_fit_are_refused(size):
+    with pytest.raises(ValueError, match="size must be a multiple of 4 and at most 24"):
+        random_crops(torch.zeros(1, 3, 24, 40), seeded(), size=size)
+
+
+def test_small_pictures_that_are_corrupted_already_are_left_alone():
+    task, batch = upsampler_task(corrupt=None)
+    loss = task.loss(batch, seeded())[0]
+    other = copy.deepcopy(task)
+    other.corrupt = lambda low, generator: low + 0.1
+    assert (other.loss(batch, seeded())[0] - loss).abs() > 1e-6
+    assert_close(task.loss(batch, seeded())[0], loss)
 
 
 def test_captions_that_repeat_in_a_batch_are_no_negatives():

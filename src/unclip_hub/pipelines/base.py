@@ -25,7 +25,9 @@ from transformers import (
 
 from unclip_hub.conditioning import Conditioning
 from unclip_hub.hub import class_names
-from unclip_hub.images import resize, to_pil, to_tensor
+from unclip_hub.images import read_picture, resize, to_pil, to_tensor
+from unclip_hub.models.dalle2_pytorch_prior import DALLE2PytorchPrior
+from unclip_hub.models.dalle2_pytorch_unet import DALLE2PytorchUNet
 from unclip_hub.models.decoder import UNet2DConditionModel
 from unclip_hub.models.prior_transformer import PriorTransformer
 from unclip_hub.models.text_proj import UnCLIPTextProjModel
@@ -33,10 +35,13 @@ from unclip_hub.models.upsampler import UNet2DModel
 from unclip_hub.pipelines.captions import tokenize
 from unclip_hub.pipelines.checks import require
 from unclip_hub.pipelines.exchange import keep_dtypes
+from unclip_hub.pipelines.lora import LoraMixin
 from unclip_hub.pipelines.offload import offload_groups_to_disk
+from unclip_hub.pipelines.publish import publish
 from unclip_hub.pipelines.registration import register
 from unclip_hub.pipelines.settings import Interval, check_defaults
 from unclip_hub.pipelines.stage import Generator, OnStep, guided, run
+from unclip_hub.pipelines.weighting import context_length, encode_weighted
 from unclip_hub.sampling import Predict
 
 
@@ -44,11 +49,11 @@ logger = logging.get_logger(__name__)
 
 register()
 
-Picture = Image.Image | np.ndarray | Tensor
-Pictures = Picture | Sequence[Picture]
+Picture = Image.Image | np.ndarray | Tensor | Path
+Pictures = Picture | str | Sequence[Picture | str]
 
 
-class UnCLIPPipelineBase(DiffusionPipeline):
+class UnCLIPPipelineBase(LoraMixin, DiffusionPipeline):
     """Components under Karlo's names, and the verbs ``encode_text encode_image sample_prior decode upsample``.
 
     One checkpoint opens in every task's pipeline: a component that only some calls need may be absent (None), and a
@@ -82,29 +87,29 @@ class UnCLIPPipelineBase(DiffusionPipeline):
 
     text_encoder: CLIPTextModelWithProjection | None
     tokenizer: CLIPTokenizer | None
-    prior: PriorTransformer | None
+    prior: PriorTransformer | DALLE2PytorchPrior | None
     text_proj: UnCLIPTextProjModel
-    decoder: UNet2DConditionModel
-    super_res_first: UNet2DModel | None
-    super_res_last: UNet2DModel | None
-    super_res_1024: UNet2DModel | None
+    decoder: UNet2DConditionModel | DALLE2PytorchUNet
+    super_res_first: UNet2DModel | DALLE2PytorchUNet | None
+    super_res_last: UNet2DModel | DALLE2PytorchUNet | None
+    super_res_1024: UNet2DModel | DALLE2PytorchUNet | None
     image_encoder: CLIPVisionModelWithProjection | None
     feature_extractor: CLIPImageProcessorPil | None
 
     def __init__(
         self,
         *,
-        decoder: UNet2DConditionModel | DiffusersDecoder,
+        decoder: UNet2DConditionModel | DALLE2PytorchUNet | DiffusersDecoder,
         text_proj: UnCLIPTextProjModel | ModelMixin,  # the second stands for diffusers' retired class
         decoder_scheduler: Any,
         text_encoder: CLIPTextModelWithProjection | None = None,
         tokenizer: CLIPTokenizer | None = None,
-        prior: PriorTransformer | DiffusersPrior | None = None,
+        prior: PriorTransformer | DALLE2PytorchPrior | DiffusersPrior | None = None,
         prior_scheduler: Any = None,
-        super_res_first: UNet2DModel | DiffusersUpsampler | None = None,
-        super_res_last: UNet2DModel | DiffusersUpsampler | None = None,
+        super_res_first: UNet2DModel | DALLE2PytorchUNet | DiffusersUpsampler | None = None,
+        super_res_last: UNet2DModel | DALLE2PytorchUNet | DiffusersUpsampler | None = None,
         super_res_scheduler: Any = None,
-        super_res_1024: UNet2DModel | DiffusersUpsampler | None = None,
+        super_res_1024: UNet2DModel | DALLE2PytorchUNet | DiffusersUpsampler | None = None,
         super_res_1024_scheduler: Any = None,
         image_encoder: CLIPVisionModelWithProjection | None = None,
         feature_extractor: CLIPImageProcessorPil | None = None,
@@ -138,15 +143,23 @@ class UnCLIPPipelineBase(DiffusionPipeline):
 
     # the verbs
 
-    def encode_text(self, prompt: str | list[str]) -> Conditioning:
-        """Captions as CLIP sees them; what the context has no room for is cut off, with a warning that quotes it."""
+    def encode_text(self, prompt: str | list[str], *, weighted: bool = False) -> Conditioning:
+        """Captions as CLIP sees them; what the context has no room for is cut off, with a warning that quotes it.
+
+        Args:
+            weighted: read ``(red:1.4)`` as "red", 1.4 times as strong, see ``pipelines.weighting``; every pipeline
+                takes the result as ``prompt_embeds`` and ``negative_prompt_embeds``. Otherwise brackets are text.
+        """
         require(self, "encode_text", "text_encoder", "tokenizer")
         assert self.text_encoder is not None and self.tokenizer is not None
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        length = min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
-        tokens, mask, lost = tokenize(self.tokenizer, prompts, length=length)
+        if weighted:
+            return encode_weighted(self, prompts)
+        tokens, mask, lost = tokenize(self.tokenizer, prompts, length=context_length(self))
         for text in lost:
-            logger.warning(f"the text encoder reads {length - 2} tokens; this part of the prompt is ignored: {text!r}")
+            logger.warning(
+                f"the text encoder reads {tokens.shape[1] - 2} tokens; this part of the prompt is ignored: {text!r}"
+            )
         device = self._execution_device
         output = self.text_encoder(tokens.to(device))
         return Conditioning(
@@ -226,6 +239,10 @@ class UnCLIPPipelineBase(DiffusionPipeline):
             raise ValueError(
                 "decode needs conditioning with an image embedding, got image_embed=None; sample_prior makes one"
             )
+        side, shown = config["sample_size"], None
+        if config["in_channels"] == 7:  # trained to inpaint: nothing is known, all of the picture is to be painted
+            shown = torch.zeros(1, 4, side, side, device=self._execution_device, dtype=self.decoder.dtype)
+            shown[:, 3] = 1
         x = run(
             self,
             "decoder",
@@ -237,9 +254,10 @@ class UnCLIPPipelineBase(DiffusionPipeline):
                 guidance_scale=guidance_scale,
                 guidance_interval=guidance_interval,
                 guidance_rescale=guidance_rescale,
+                context=None if shown is None else shown.expand(len(cond), -1, -1, -1),
             ),
             num_inference_steps=num_inference_steps,
-            shape=(len(cond), config["in_channels"], config["sample_size"], config["sample_size"]),
+            shape=(len(cond), 3, side, side),
             dtype=self.decoder.dtype,
             generator=generator,
             latents=latents,
@@ -271,7 +289,7 @@ class UnCLIPPipelineBase(DiffusionPipeline):
         size = first.config["sample_size"]
         low = resize(images, (size, size))
 
-        def predicting(network: UNet2DModel | DiffusersUpsampler) -> Predict:
+        def predicting(network: UNet2DModel | DALLE2PytorchUNet | DiffusersUpsampler) -> Predict:
             return lambda x, t: network(torch.cat([x, low], dim=1).to(network.dtype), t).sample.to(x.dtype)
 
         x = run(
@@ -315,6 +333,16 @@ class UnCLIPPipelineBase(DiffusionPipeline):
 
     # diffusers' own, where it does not fit
 
+    @property
+    def components(self) -> dict[str, Any]:
+        """diffusers' own and ``sampling_defaults``, so that ``Other(**pipe.components)`` samples as this one does."""
+        return {**super().components, "sampling_defaults": self.config["sampling_defaults"]}
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """diffusers' own, but for what ``components`` holds."""
+        return {name: value for name, value in super().parameters.items() if name != "sampling_defaults"}
+
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **options: Any) -> Any:
         """diffusers' own, but the networks, which both pipelines share, keep their dtypes unless one is given."""
@@ -337,6 +365,32 @@ class UnCLIPPipelineBase(DiffusionPipeline):
             exclude = [exclude_modules] if isinstance(exclude_modules, str) else exclude_modules or []
             offload_groups_to_disk(self, Path(offload_to_disk_path), exclude=exclude, **options)
 
+    def push_to_hub(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        repo_id: str,
+        commit_message: str | None = None,
+        *,
+        license: str | None = None,
+        card: str | Path | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        create_pr: bool = False,
+        variant: str | None = None,
+        revision: str | None = None,
+    ) -> str:
+        """Publish the model as `unclip push` does: checked first, in one commit; returns its address.
+
+        A licence, of which a card is written, or a whole ``card`` must be given.
+
+        Raises:
+            ValueError: the model or the card is not fit to be published.
+            unclip_hub.hub.faults.HubError: the Hub could not take it; the repository is as it was.
+        """
+        options = {"private": private, "create_pr": create_pr, "revision": revision, "token": token}
+        return publish(
+            self, repo_id, license=license, card=card, commit_message=commit_message, variant=variant, **options
+        )
+
     # the names in the index: read as our classes and strict loaders, written as Karlo's
 
     @classmethod
@@ -352,5 +406,11 @@ class UnCLIPPipelineBase(DiffusionPipeline):
 
 
 def pictures(image: Pictures) -> list[Image.Image]:
-    """Everything that ``images.to_tensor`` takes, or a list of it, as RGB pictures."""
-    return [one for item in (image if isinstance(image, Sequence) else [image]) for one in to_pil(to_tensor(item))]
+    """Everything that ``images.to_tensor`` takes, or a file's path, or a list of it, as RGB pictures."""
+    return [one for item in each(image) for one in to_pil(to_tensor(item))]
+
+
+def each(image: Pictures) -> list[Image.Image | np.ndarray | Tensor]:
+    """The items of a list of pictures, or of one; files are read."""
+    several = image if isinstance(image, Sequence) and not isinstance(image, str) else [image]
+    return [read_picture(item) if isinstance(item, str | Path) else item for item in several]  # type: ignore[misc]

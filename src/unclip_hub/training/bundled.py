@@ -13,34 +13,34 @@ import torch
 from torch import Tensor
 from transformers import (
     CLIPImageProcessorPil,
-    CLIPTextConfig,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
-    CLIPVisionConfig,
     CLIPVisionModelWithProjection,
 )
 
 from unclip_hub.conditioning import Conditioning
 from unclip_hub.data.scene_spec import CPU, Scope
 from unclip_hub.data.sprites import build_bank
-from unclip_hub.embeddings import statistics
 from unclip_hub.hub.layout import write_index
-from unclip_hub.models.decoder import UNet2DConditionModel
-from unclip_hub.models.prior_transformer import PriorTransformer
-from unclip_hub.models.text_proj import UnCLIPTextProjModel
-from unclip_hub.models.upsampler import UNet2DModel
 from unclip_hub.schedulers.unclip import UnCLIPScheduler
 from unclip_hub.training.clip import ClipTask
 from unclip_hub.training.decoder import DecoderBatch, DecoderTask
 from unclip_hub.training.loop import TrainConfig, train
-from unclip_hub.training.prior import PriorBatch, PriorTask
+from unclip_hub.training.presets import (
+    context_length,
+    new_decoder,
+    new_image_encoder,
+    new_prior,
+    new_text_encoder,
+    new_upsampler,
+)
+from unclip_hub.training.prior import PriorBatch, PriorTask, set_statistics
 from unclip_hub.training.tokenizer import train_tokenizer
 from unclip_hub.training.upsampler import UpsamplerTask
 from unclip_hub.training.world import clip_batch, draw_world, upsampler_batch
 
 
-WIDTH = 192  # of CLIP's embeddings and of the text encoder
-CONTEXT = 32  # tokens
+PRESET = "tiny"
 STAGES = ("clip", "decoder", "prior", "upsampler", "export")
 
 
@@ -88,7 +88,8 @@ class Build:
         """Both CLIP encoders, and the image embedding of every picture."""
         torch.manual_seed(0)
         recipe, world = self.recipe, self.world
-        text_encoder, image_encoder = new_text_encoder(self.tokenizer), new_image_encoder()
+        text_encoder = new_text_encoder(PRESET, vocab_size=len(self.tokenizer))
+        image_encoder = new_image_encoder(PRESET)
         for encoder in (
             text_encoder,
             image_encoder,
@@ -111,7 +112,7 @@ class Build:
     def decoder(self) -> None:
         """The 64 px decoder and text_proj."""
         torch.manual_seed(1)
-        decoder, text_proj = new_decoder(self.recipe.decoder_widths)
+        decoder, text_proj = new_decoder(PRESET, block_out_channels=self.recipe.decoder_widths)
         decoder.set_attention_backend("_native_math")  # likewise: 1.2 times as fast
         embeds, encoder = self.image_embeds(), self.text_encoder()
 
@@ -128,11 +129,9 @@ class Build:
         """The diffusion prior, with the statistics of the image embeddings."""
         torch.manual_seed(2)
         embeds, encoder = self.image_embeds(), self.text_encoder()
-        prior = new_prior()
+        prior = new_prior(PRESET)
         prior.set_attention_backend("_native_math")
-        mean, std = statistics(embeds)
-        prior.clip_mean.copy_(mean[None])
-        prior.clip_std.copy_(std[None])
+        set_statistics(prior, embeds)
 
         def batch(step: int) -> PriorBatch:
             rng = np.random.default_rng([3, step])
@@ -150,19 +149,19 @@ class Build:
         def batch(step: int):
             return upsampler_batch(self.world, step, size=recipe.upsampler_batch, crop=recipe.upsampler_crop, seed=4)
 
-        train(UpsamplerTask(new_upsampler()), batch, recipe.upsampler, output=self.output / "upsampler")
+        train(UpsamplerTask(new_upsampler(PRESET)), batch, recipe.upsampler, output=self.output / "upsampler")
 
     def export(self) -> None:
         """All stages as a folder that ``UnCLIPPipeline.from_pretrained`` opens: ``OUTPUT/model``, fp16 on disk."""
         folder, recipe = self.output / "model", self.recipe
-        decoder, text_proj = new_decoder(recipe.decoder_widths)
+        decoder, text_proj = new_decoder(PRESET, block_out_channels=recipe.decoder_widths)
         models = {
             "text_encoder": self.text_encoder(),
             "image_encoder": self.image_encoder(),
-            "prior": _frozen(new_prior(), self._averaged("prior", "prior")),
+            "prior": _frozen(new_prior(PRESET), self._averaged("prior", "prior")),
             "decoder": _frozen(decoder, self._averaged("decoder", "decoder")),
             "text_proj": _frozen(text_proj, self._averaged("decoder", "text_proj")),
-            "super_res_first": _frozen(new_upsampler(), self._averaged("upsampler", "upsampler")),
+            "super_res_first": _frozen(new_upsampler(PRESET), self._averaged("upsampler", "upsampler")),
         }
         for name, model in models.items():
             model.half().save_pretrained(folder / name)
@@ -189,11 +188,12 @@ class Build:
 
     def text_encoder(self) -> CLIPTextModelWithProjection:
         """The trained text encoder, frozen."""
-        return _frozen(new_text_encoder(self.tokenizer), self._averaged("clip", "text_encoder"))
+        encoder = new_text_encoder(PRESET, vocab_size=len(self.tokenizer))
+        return _frozen(encoder, self._averaged("clip", "text_encoder"))
 
     def image_encoder(self) -> CLIPVisionModelWithProjection:
         """The trained image encoder, frozen."""
-        return _frozen(new_image_encoder(), self._averaged("clip", "image_encoder"))
+        return _frozen(new_image_encoder(PRESET), self._averaged("clip", "image_encoder"))
 
     @torch.no_grad()
     def image_embeds(self) -> Tensor:
@@ -218,7 +218,7 @@ class Build:
         folder = self.output / "tokenizer"
         if not (folder / "tokenizer.json").exists():
             captions = (caption for several in self.world.captions[:20_000] for caption in several)
-            train_tokenizer(captions, context_length=CONTEXT).save_pretrained(folder)
+            train_tokenizer(captions, context_length=context_length(PRESET)).save_pretrained(folder)
         return CLIPTokenizer.from_pretrained(folder)
 
     def _averaged(self, stage: str, module: str) -> dict[str, Tensor]:
@@ -230,99 +230,10 @@ class Build:
         return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
-def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
-    """Untrained, 3 layers."""
-    return CLIPTextModelWithProjection(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),  # as in CLIP the end token comes last and pads
-            hidden_size=WIDTH,
-            intermediate_size=3 * WIDTH,
-            projection_dim=WIDTH,
-            num_hidden_layers=3,
-            num_attention_heads=6,
-            max_position_embeddings=CONTEXT,
-            bos_token_id=len(tokenizer) - 2,
-            eos_token_id=len(tokenizer) - 1,
-            pad_token_id=len(tokenizer) - 1,
-            hidden_act="gelu",
-        )
-    )
-
-
-def new_image_encoder() -> CLIPVisionModelWithProjection:
-    """Untrained, 4 layers over 8 × 8 patches of 64 px pictures."""
-    return CLIPVisionModelWithProjection(
-        CLIPVisionConfig(
-            hidden_size=WIDTH,
-            intermediate_size=3 * WIDTH,
-            projection_dim=WIDTH,
-            num_hidden_layers=4,
-            num_attention_heads=6,
-            image_size=64,
-            patch_size=8,
-            hidden_act="gelu",
-        )
-    )
-
-
 def new_feature_extractor() -> CLIPImageProcessorPil:
     """Pictures of any size to the image encoder's 64 px in [-1, 1]."""
     return CLIPImageProcessorPil(
         size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64}, image_mean=[0.5] * 3, image_std=[0.5] * 3
-    )
-
-
-def new_prior() -> PriorTransformer:
-    """Untrained, 3 layers."""
-    return PriorTransformer(
-        num_attention_heads=6,
-        attention_head_dim=WIDTH // 6,
-        num_layers=3,
-        embedding_dim=WIDTH,
-        num_embeddings=CONTEXT,
-        additional_embeddings=4,
-        encoder_hid_proj_type="linear",
-        added_emb_type="prd",
-    )
-
-
-def new_decoder(widths: tuple[int, ...]) -> tuple[UNet2DConditionModel, UnCLIPTextProjModel]:
-    """Untrained: patches of 4 × 4 px, so 16 × 16 and 8 × 8 positions; self-attention at the latter alone."""
-    levels = len(widths)
-    decoder = UNet2DConditionModel(
-        sample_size=64,
-        in_channels=3,
-        out_channels=3,
-        patch_size=4,
-        coordinates=True,
-        block_out_channels=widths,
-        layers_per_block=1,
-        down_block_types=("SimpleCrossAttnDownBlock2D",) * levels,
-        up_block_types=("SimpleCrossAttnUpBlock2D",) * levels,
-        mid_block_type="UNetMidBlock2DSimpleCrossAttn",
-        only_cross_attention=(True,) + (False,) * (levels - 1),
-        attention_head_dim=32,
-        cross_attention_dim=WIDTH,
-        class_embed_type="identity",
-        resnet_time_scale_shift="scale_shift",
-    )
-    text_proj = UnCLIPTextProjModel(clip_embeddings_dim=WIDTH, time_embed_dim=4 * widths[0], cross_attention_dim=WIDTH)
-    return decoder, text_proj
-
-
-def new_upsampler() -> UNet2DModel:
-    """Untrained: patches of 4 × 4 px, no attention, so that it trains on crops."""
-    return UNet2DModel(
-        sample_size=256,
-        in_channels=6,
-        out_channels=3,
-        patch_size=4,
-        block_out_channels=(48, 64),
-        layers_per_block=1,
-        norm_num_groups=16,
-        down_block_types=("ResnetDownsampleBlock2D",) * 2,
-        up_block_types=("ResnetUpsampleBlock2D",) * 2,
-        resnet_time_scale_shift="scale_shift",
     )
 
 

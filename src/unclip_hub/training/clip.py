@@ -1,8 +1,11 @@
-"""The loss of CLIP (Radford et al. 2021), with hard negatives and dense labels for small sets."""
+"""The loss of CLIP (Radford et al. 2021), if wanted with hard negatives and dense labels for small sets."""
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -13,21 +16,31 @@ from unclip_hub.embeddings import normalize
 
 @dataclass
 class ClipBatch:
-    """Pictures with their captions and, beside them, captions that are wrong in one attribute (k per picture)."""
+    """Pictures with their captions; the rest is what small sets need and large ones lack."""
 
     pixels: Float[Tensor, "b 3 h w"]
     ids: Int[Tensor, "b l"]
-    negative_ids: Int[Tensor, "bk l"]  # those of one picture side by side
-    patch_labels: Int[Tensor, "b p"]  # what each patch shows, 0 is background
-    scene_labels: Int[Tensor, "b"]  # the background
+    negative_ids: Int[Tensor, "bk l"] | None = None  # captions wrong in one attribute, those of a picture side by side
+    patch_labels: Int[Tensor, "b p"] | None = None  # what each patch shows, 0 is background
+    scene_labels: Int[Tensor, "b"] | None = None  # the background
 
 
 class ClipTask:
-    """Symmetric contrastive loss with a learned temperature.
+    """Symmetric contrastive loss with a learned temperature, or SigLIP's sigmoid loss.
+
+    In several processes each picture is compared with the captions of all, and the mean of the processes' gradients is
+    that of one process with the whole batch.
 
     Two additions make a small CLIP learn what its captions distinguish (plain retrieval is solved by background and
     layout alone): every picture's logits include its own near-miss captions, and linear probes on the patch tokens
-    name what they show.
+    name what they show. Probes exist if there are ``patch_classes`` and ``scene_classes``.
+
+    Args:
+        pairwise: judge every pair of picture and caption alone (Zhai et al. 2023, SigLIP, arXiv:2303.15343), which
+            does better with small batches.
+
+    Raises:
+        ValueError: one number of classes without the other.
     """
 
     def __init__(
@@ -35,57 +48,116 @@ class ClipTask:
         text_encoder: CLIPTextModelWithProjection,
         image_encoder: CLIPVisionModelWithProjection,
         *,
-        patch_classes: int,
-        scene_classes: int,
+        patch_classes: int | None = None,
+        scene_classes: int | None = None,
         dense_weight: float = 0.5,
+        pairwise: bool = False,
     ) -> None:
+        if (patch_classes is None) != (scene_classes is None):
+            raise ValueError(f"expected both numbers of classes or none, got {patch_classes} and {scene_classes}")
         width = image_encoder.config.hidden_size
-        self.modules = nn.ModuleDict(
-            {
-                "text_encoder": text_encoder,
-                "image_encoder": image_encoder,
-                "patch_head": nn.Linear(width, patch_classes),
-                "scene_head": nn.Linear(width, scene_classes),
-                "temperature": _Temperature(),
-            }
-        )
-        self.dense_weight = dense_weight
+        self.modules = nn.ModuleDict({"text_encoder": text_encoder, "image_encoder": image_encoder})
+        if patch_classes is not None and scene_classes is not None:
+            self.modules["patch_head"] = nn.Linear(width, patch_classes)
+            self.modules["scene_head"] = nn.Linear(width, scene_classes)
+        self.modules["temperature"] = _Temperature(10.0, bias=-10.0) if pairwise else _Temperature(1 / 0.07)
+        self.context = text_encoder.config.max_position_embeddings
+        self.pairwise, self.dense_weight = pairwise, dense_weight
 
     def loss(self, batch: ClipBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        """Contrastive plus dense loss."""
+        """Contrastive plus, with labels, dense loss."""
         m = self.modules
         b = len(batch.pixels)
         vision = m["image_encoder"](batch.pixels)
-        text = m["text_encoder"](torch.cat([batch.ids, batch.negative_ids])).text_embeds
+        ids = batch.ids if batch.negative_ids is None else torch.cat([batch.ids, batch.negative_ids])
+        text = normalize(m["text_encoder"](ids).text_embeds.float())
         image = normalize(vision.image_embeds.float())
-        text = normalize(text.float())
-        scale = m["temperature"]()
-        logits = scale * image @ text[:b].T  # (b, b)
-        near = scale * torch.einsum("bd,bkd->bk", image, text[b:].view(b, -1, image.shape[1]))
-        same = _same_caption(batch.ids)
-        logits = logits.masked_fill(same & ~torch.eye(b, dtype=torch.bool, device=same.device), -torch.inf)
-        target = torch.arange(b, device=logits.device)
-        contrastive = (
-            F.cross_entropy(torch.cat([logits, near], dim=1), target) + F.cross_entropy(logits.T, target)
-        ) / 2
-        states = vision.last_hidden_state
-        patches = F.cross_entropy(m["patch_head"](states[:, 1:]).flatten(0, 1).float(), batch.patch_labels.flatten())
-        scenes = F.cross_entropy(m["scene_head"](states[:, 0]).float(), batch.scene_labels)
-        swap = (logits.diagonal() > near.max(dim=1).values).float().mean().item()
-        stats = {"contrastive": contrastive.item(), "patches": patches.item(), "scenes": scenes.item(), "swap": swap}
-        return contrastive + self.dense_weight * (patches + 0.2 * scenes), stats
+        wrong = text[b:].view(b, (len(text) - b) // b, image.shape[1])  # (b, k, d)
+        contrastive = self._pairwise if self.pairwise else self._softmax
+        value, near, right = contrastive(image, text[:b], wrong, ids=batch.ids)
+        stats = {"contrastive": value.item()}
+        if near.shape[1]:
+            stats["swap"] = (right > near.max(dim=1).values).float().mean().item()
+        if "patch_head" in m:
+            patches, scenes = self._dense(vision.last_hidden_state, batch)
+            value = value + self.dense_weight * (patches + 0.2 * scenes)
+            stats |= {"patches": patches.item(), "scenes": scenes.item()}
+        return value, stats
+
+    def _softmax(self, image: Tensor, text: Tensor, wrong: Tensor, *, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss, the logits of the near misses and those of the right captions."""
+        scale = self.modules["temperature"]()
+        every_text, repeated, target = self._everyone(text, ids)
+        logits = (scale * image @ every_text.T).masked_fill(repeated, -torch.inf)  # (b, n)
+        near = scale * torch.einsum("bd,bkd->bk", image, wrong)
+        backward = (scale * text @ _gathered(image).T).masked_fill(repeated, -torch.inf)
+        value = (F.cross_entropy(torch.cat([logits, near], dim=1), target) + F.cross_entropy(backward, target)) / 2
+        return value, near, logits.gather(1, target[:, None])[:, 0]
+
+    def _pairwise(self, image: Tensor, text: Tensor, wrong: Tensor, *, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        temperature: _Temperature = self.modules["temperature"]  # type: ignore[assignment]
+        scale = temperature()
+        every_text, repeated, target = self._everyone(text, ids)
+        logits = scale * image @ every_text.T + temperature.bias
+        near = scale * torch.einsum("bd,bkd->bk", image, wrong) + temperature.bias
+        sign = 2.0 * F.one_hot(target, len(every_text)) - 1
+        terms = F.logsigmoid(sign * logits).masked_fill(repeated, 0.0)
+        value = -(terms.sum() + F.logsigmoid(-near).sum()) / len(image)
+        return value, near, logits.gather(1, target[:, None])[:, 0]
+
+    def _everyone(self, text: Tensor, ids: Tensor) -> tuple[Tensor, Bool[Tensor, "b n"], Int[Tensor, "b"]]:
+        """The captions of all processes, which of them repeat a picture's own, and which is it."""
+        # the last token pads: batches are cut to their longest caption, which differs between processes
+        padded = torch.cat([ids, ids[:, -1:].expand(-1, self.context - ids.shape[1])], dim=1)
+        every_text, every_id = _gathered(text), _gathered(padded)
+        rank = dist.get_rank() if _distributed() else 0
+        target = torch.arange(len(ids), device=ids.device) + rank * len(ids)
+        repeated = (padded[:, None] == every_id[None]).all(dim=-1)
+        return every_text, repeated & ~F.one_hot(target, len(every_id)).bool(), target
+
+    def _dense(self, states: Float[Tensor, "b n w"], batch: ClipBatch) -> tuple[Tensor, Tensor]:
+        if batch.patch_labels is None or batch.scene_labels is None:
+            raise ValueError("a ClipTask with patch_classes and scene_classes needs batches with both labels")
+        patches = self.modules["patch_head"](states[:, 1:]).flatten(0, 1).float()
+        scenes = self.modules["scene_head"](states[:, 0]).float()
+        return F.cross_entropy(patches, batch.patch_labels.flatten()), F.cross_entropy(scenes, batch.scene_labels)
 
 
 class _Temperature(nn.Module):
-    """exp of a learned scalar, at most 100 as in CLIP."""
+    """exp of a learned scalar, at most 100 as in CLIP; ``bias`` is SigLIP's, a learned summand of every logit."""
 
-    def __init__(self) -> None:
+    MAX = 100.0
+
+    def __init__(self, scale: float, *, bias: float | None = None) -> None:
         super().__init__()
-        self.log_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
+        self.log_scale = nn.Parameter(torch.tensor(scale).log())
+        self.bias = None if bias is None else nn.Parameter(torch.tensor(bias))
 
     def forward(self) -> Tensor:
-        return self.log_scale.exp().clamp(max=100)
+        with torch.no_grad():  # the parameter itself: a clamp of its exponential would leave it without gradient
+            self.log_scale.clamp_(max=math.log(self.MAX))
+        return self.log_scale.exp()
 
 
-def _same_caption(ids: Int[Tensor, "b l"]) -> Bool[Tensor, "b b"]:
-    return (ids[:, None] == ids[None]).all(dim=-1)
+class _Gather(torch.autograd.Function):
+    """The rows of all processes in their order; each process's gradient is the sum of what all made of its rows."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].clone()
+        dist.all_reduce(total)
+        return total.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+def _gathered(rows: Tensor) -> Tensor:
+    return _Gather.apply(rows) if _distributed() else rows  # type: ignore[return-value]
+
+
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

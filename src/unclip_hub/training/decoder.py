@@ -7,10 +7,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from unclip_hub.conditioning import Conditioning
-from unclip_hub.diffusion import cosine_alphas_cumprod
 from unclip_hub.models.decoder import UNet2DConditionModel
 from unclip_hub.models.text_proj import UnCLIPTextProjModel
-from unclip_hub.training.velocity import noised, x0_error
+from unclip_hub.training.masks import random_masks
+from unclip_hub.training.objective import Objective
 
 
 @dataclass
@@ -29,11 +29,23 @@ class Drops:
     image: float = 0.2
     caption: float = 0.25
 
+    def __post_init__(self) -> None:
+        shares = (self.both, self.image, self.caption)
+        if min(shares) < 0 or sum(shares) > 1 + 1e-9:
+            raise ValueError(f"shares of withheld conditions must be at least 0 and at most 1 together, got {shares}")
+
+    @classmethod
+    def independent(cls, *, image: float = 0.1, caption: float = 0.5) -> "Drops":
+        """Each withheld without regard to the other; the paper's rates (Ramesh et al. 2022, section 2.1)."""
+        return cls(both=image * caption, image=image * (1 - caption), caption=caption * (1 - image))
+
 
 class DecoderTask:
-    """Velocity loss ||v - v̂||², whichever of x_0, eps and v the network predicts (Salimans & Ho 2022, section 4).
+    """The diffusion loss of the decoder and text_proj.
 
-    A withheld caption is the empty caption, a withheld image embedding text_proj's learned one.
+    A withheld caption is the empty caption, a withheld image embedding text_proj's learned one. A decoder with 6
+    output channels learns its variance too. One with 7 input channels learns to inpaint: random masks are drawn, and
+    the masked picture and its mask (1 where to repaint) follow the noised picture.
     """
 
     def __init__(
@@ -42,35 +54,30 @@ class DecoderTask:
         text_proj: UnCLIPTextProjModel,
         *,
         empty: Conditioning,
-        prediction_type: str = "sample",
         drops: Drops = Drops(),
-        min_noise: float = 0.2,
+        objective: Objective = Objective(),  # noqa: B008  frozen
     ) -> None:
         self.modules = nn.ModuleDict({"decoder": decoder, "text_proj": text_proj})
-        self.empty, self.prediction_type, self.drops = empty, prediction_type, drops
-        self.min_noise = min_noise  # bounds the weight 1 / sigma² of the x_0 error where sigma goes to 0
-        self.alphas_cumprod = cosine_alphas_cumprod()
+        self.empty, self.drops, self.objective = empty, drops, objective
+        self.inpaints = decoder.config["in_channels"] == 7
 
     def loss(self, batch: DecoderBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        """Velocity loss; logged apart for five bins of the noise level, low to high."""
-        x_t, t, abar = noised(batch.pixels, self.alphas_cumprod, generator=generator)
-        case = torch.rand(len(x_t), generator=generator, device=x_t.device)
+        """The mean loss; logged apart for five bins of the noise level, low to high."""
+        noised = self.objective.noised(batch.pixels, generator)
+        sample, t = noised.x_t, noised.t
+        case = torch.rand(len(t), generator=generator, device=t.device)
         drops = self.drops
         keep_image = case >= drops.both + drops.image
         keep_caption = (case >= drops.both) & (case < 1 - drops.caption)
-        output = self._forward(x_t, t, batch.condition.where(keep_caption, self.empty), keep_image).float()
-        error, weight = x0_error(
-            output,
-            x_t,
-            batch.pixels,
-            abar=abar,
-            prediction_type=self.prediction_type,
-            min_noise=self.min_noise,
-        )
-        velocity = error * weight
-        return velocity.mean(), _by_noise(velocity.detach(), t, len(self.alphas_cumprod))
+        if self.inpaints:
+            mask = random_masks(len(t), batch.pixels.shape[-2:], generator=generator)
+            sample = torch.cat([sample, batch.pixels * (1 - mask), mask], dim=1)
+        output = self.predict(sample, t, batch.condition.where(keep_caption, self.empty), keep_image).float()
+        losses, _ = self.objective.losses(output, batch.pixels, noised)
+        return losses.mean(), _by_noise(losses.detach(), t, len(self.objective.alphas_cumprod))
 
-    def _forward(self, x_t: Tensor, t: Tensor, condition: Conditioning, keep_image: Tensor) -> Tensor:
+    def predict(self, sample: Tensor, t: Tensor, condition: Conditioning, keep_image: Tensor) -> Tensor:
+        """The network's output; where ``keep_image`` (b,) is False, text_proj's learned embedding is the picture's."""
         text_proj: UnCLIPTextProjModel = self.modules["text_proj"]  # type: ignore[assignment]
         assert condition.image_embed is not None
         no_image = text_proj.learned_classifier_free_guidance_embeddings
@@ -82,7 +89,7 @@ class DecoderTask:
         )
         mask = torch.nn.functional.pad(condition.text_mask, (text_proj.clip_extra_context_tokens, 0), value=True)
         return self.modules["decoder"](
-            x_t, t, encoder_hidden_states=states, class_labels=time_embed, attention_mask=mask
+            sample, t, encoder_hidden_states=states, class_labels=time_embed, attention_mask=mask
         ).sample
 
 

@@ -111,6 +111,7 @@ def train(
     config: TrainConfig,
     *,
     output: Path,
+    prepare: Callable[[Any, torch.Generator], Batch] | None = None,
     sample_fn: Callable[[nn.ModuleDict, int], None] | None = None,
 ) -> Path:
     """Train to ``config.steps`` and leave averaged weights in ``output/ema.pt``; the same call again resumes.
@@ -122,6 +123,7 @@ def train(
     and ``stats.jsonl``.
 
     Args:
+        prepare: makes the task's batch of what ``batches`` gave, on the device and in the process that trains.
         sample_fn: called with the averaged modules and the step at every checkpoint, to draw samples or to score them.
 
     Raises:
@@ -130,7 +132,7 @@ def train(
         FloatingPointError: the loss stopped being finite or diverged; the last checkpoint is kept and named.
     """
     try:
-        return _Run(task, batches, config, output=output, sample_fn=sample_fn).run()
+        return _Run(task, batches, config, output=output, prepare=prepare, sample_fn=sample_fn).run()
     finally:
         AcceleratorState._reset_state()  # process-wide: the next training may be of another precision
 
@@ -154,9 +156,11 @@ class _Run:
         config: TrainConfig,
         *,
         output: Path,
+        prepare: Callable[[Any, torch.Generator], Batch] | None,
         sample_fn: Callable[[nn.ModuleDict, int], None] | None,
     ) -> None:
-        self.task, self.batches, self.config, self.output, self.sample_fn = task, batches, config, output, sample_fn
+        self.task, self.batches, self.config, self.output = task, batches, config, output
+        self.prepare, self.sample_fn = prepare, sample_fn
         tracker = None if config.tracker == "none" else config.tracker
         self.accelerator = Accelerator(
             mixed_precision=config.precision,
@@ -215,8 +219,11 @@ class _Run:
         for i in range(config.accumulate):
             number, batch = next(batches)
             generator = torch.Generator(accelerator.device).manual_seed(config.seed * 1_000_003 + number)
+            batch = moved(batch, accelerator.device)
+            if self.prepare is not None:
+                batch = self.prepare(batch, generator)
             with nullcontext() if i + 1 == config.accumulate else accelerator.no_sync(self.model):
-                loss, stats = self.model(moved(batch, accelerator.device), generator)
+                loss, stats = self.model(batch, generator)
                 accelerator.backward(loss / config.accumulate)
             for name, value in {"loss": loss.item(), **stats}.items():
                 self.window[name].append(value)

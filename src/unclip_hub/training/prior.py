@@ -8,8 +8,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from unclip_hub.conditioning import Conditioning
-from unclip_hub.diffusion import cosine_alphas_cumprod, q_sample
+from unclip_hub.embeddings import statistics
 from unclip_hub.models.prior_transformer import PriorTransformer
+from unclip_hub.training.objective import Objective
 
 
 @dataclass
@@ -23,26 +24,45 @@ class PriorBatch:
 class PriorTask:
     """Squared error of the standardised x_0; a share of the captions is replaced by ``empty`` (one row)."""
 
-    def __init__(self, prior: PriorTransformer, *, empty: Conditioning, drop_caption: float = 0.1) -> None:
+    def __init__(
+        self,
+        prior: PriorTransformer,
+        *,
+        empty: Conditioning,
+        drop_caption: float = 0.1,
+        objective: Objective = Objective(weighting="simple"),  # noqa: B008  frozen
+    ) -> None:
         self.modules = nn.ModuleDict({"prior": prior})
-        self.empty, self.drop_caption = empty, drop_caption
-        self.alphas_cumprod = cosine_alphas_cumprod()
+        self.empty, self.drop_caption, self.objective = empty, drop_caption, objective
 
     def loss(self, batch: PriorBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """Standardised x_0 loss; ``cosine`` is between the predicted and the true embedding."""
         prior: PriorTransformer = self.modules["prior"]  # type: ignore[assignment]
-        b, device = len(batch.image_embed), batch.image_embed.device
         x0 = (batch.image_embed - prior.clip_mean) / prior.clip_std
-        t = torch.randint(len(self.alphas_cumprod), (b,), generator=generator, device=device)
-        noise = torch.randn(x0.shape, generator=generator, device=device)
-        dropped = torch.rand(b, generator=generator, device=device) < self.drop_caption
+        noised = self.objective.noised(x0, generator)
+        dropped = torch.rand(len(x0), generator=generator, device=x0.device) < self.drop_caption
         caption = batch.caption.where(~dropped, self.empty)
         predicted = prior(
-            q_sample(x0, noise, abar=self.alphas_cumprod.to(device)[t]),
-            t,
+            noised.x_t,
+            noised.t,
             proj_embedding=caption.text_embed,
             encoder_hidden_states=caption.text_states,
             attention_mask=caption.text_mask,
         ).predicted_image_embedding.float()
-        cosine = F.cosine_similarity(prior.post_process_latents(predicted), batch.image_embed).mean().item()
-        return F.mse_loss(predicted, x0), {"cosine": cosine}
+        losses, _ = self.objective.losses(predicted, x0, noised)
+        embed = prior.post_process_latents(self.objective.clean(predicted.detach(), noised))
+        return losses.mean(), {"cosine": F.cosine_similarity(embed, batch.image_embed).mean().item()}
+
+
+def set_statistics(prior: PriorTransformer, image_embeds: Float[Tensor, "n d"]) -> None:
+    """Give an untrained prior the mean and standard deviation of the embeddings that it is going to learn.
+
+    Raises:
+        ValueError: fewer than two embeddings, or a dimension that never varies, which cannot be standardised.
+    """
+    mean, std = statistics(image_embeds)
+    if not (std > 0).all():
+        constant = (~(std > 0)).nonzero().flatten().tolist()
+        raise ValueError(f"image embeddings must vary and be finite in every dimension; not so {constant[:5]}")
+    prior.clip_mean.copy_(mean[None])
+    prior.clip_std.copy_(std[None])

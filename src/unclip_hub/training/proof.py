@@ -1,17 +1,13 @@
 """Before hours are spent: the network can learn one batch, and its loss depends on what it is conditioned on."""
 
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
+from torch import Tensor
 
+from unclip_hub.conditioning import Conditioning
 from unclip_hub.training.loop import Task, moved
-
-
-class Mismatchable(Protocol):
-    """A batch that can be had with every picture beside another one's condition."""
-
-    def mismatched(self) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -31,9 +27,7 @@ class Proof:
         )
 
 
-def prove(
-    task: Task, batch: Mismatchable, *, lr: float, steps: int = 200, at_most: float = 0.7, draws: int = 8
-) -> Proof:
+def prove(task: Task, batch: Any, *, lr: float, steps: int = 200, at_most: float = 0.7, draws: int = 8) -> Proof:
     """Overfit one batch with one draw of noise, then look whether its conditions matter; the weights are put back.
 
     Args:
@@ -46,7 +40,7 @@ def prove(
     """
     modules = task.modules
     device = next(modules.parameters()).device
-    batch, other = moved(batch, device), moved(batch.mismatched(), device)
+    batch, other = moved(batch, device), moved(mismatched(batch), device)
     kept = {name: value.detach().clone() for name, value in modules.state_dict().items()}
     optimizer = torch.optim.AdamW([p for p in modules.parameters() if p.requires_grad], lr=lr, weight_decay=0.0)
     modules.train()
@@ -62,22 +56,35 @@ def prove(
         after = _loss(task, batch, seed=0)
         seeds = range(1, draws + 1)
         matched = sum(_loss(task, batch, seed=seed) for seed in seeds) / draws
-        mismatched = sum(_loss(task, other, seed=seed) for seed in seeds) / draws
+        wrong = sum(_loss(task, other, seed=seed) for seed in seeds) / draws
     finally:
         modules.load_state_dict(kept)
         optimizer.zero_grad(set_to_none=True)
-    proof = Proof(steps, before, after, matched, mismatched)
+    proof = Proof(steps, before, after, matched, wrong)
     if not after <= at_most * before:
         raise ValueError(
             f"{proof}. A network that learns leaves at most {at_most:g} of the loss: try another learning rate than "
             f"{lr:g}, and look at the pictures and captions of a batch"
         )
-    if not mismatched > 1.01 * matched:
+    if not wrong > 1.01 * matched:
         raise ValueError(
             f"{proof}. The loss does not depend on the condition: are the captions those of the pictures, and do they "
             "differ within a batch?"
         )
     return proof
+
+
+def mismatched(batch: Any) -> Any:
+    """A batch in which every picture (its first field) has the condition of another one (all other fields)."""
+    first, *others = fields(batch)
+    b = len(getattr(batch, first.name))
+
+    def of_another(value: Any) -> Any:
+        if isinstance(value, Conditioning):
+            return value.roll(1)
+        return value.roll(len(value) // b, dims=0) if isinstance(value, Tensor) else value
+
+    return replace(batch, **{field.name: of_another(getattr(batch, field.name)) for field in others})
 
 
 @torch.no_grad()

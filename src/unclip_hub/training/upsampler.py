@@ -1,5 +1,6 @@
 """The loss of an upsampler (Ramesh et al. 2022, section 2.1; Ho et al. 2021, arXiv:2106.15282, section 4.2)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -7,10 +8,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from unclip_hub.diffusion import cosine_alphas_cumprod
 from unclip_hub.images import resize
 from unclip_hub.models.upsampler import UNet2DModel
-from unclip_hub.training.velocity import noised, x0_error
+from unclip_hub.training.degradations import blur_and_noise
+from unclip_hub.training.objective import Objective
 
 
 @dataclass
@@ -22,46 +23,57 @@ class UpsamplerBatch:
 
 
 class UpsamplerTask:
-    """Velocity loss on crops; the small picture is blurred (3×3 Gaussian, sigma 0.6) or noised, as a decoder's is
-    never as clean as a downsized photograph."""
+    """The diffusion loss on crops, from the small picture that ``corrupt(low, generator)`` made worse.
+
+    A decoder's picture is never as clean as a downsized photograph. ``corrupt=None`` takes the small pictures as they
+    are: for batches of ``random_crops`` whose ``shrink`` has corrupted them.
+    """
 
     def __init__(
         self,
         upsampler: UNet2DModel,
         *,
-        prediction_type: str = "sample",
-        max_noise: float = 0.08,
-        min_noise: float = 0.2,
+        corrupt: Callable[[Tensor, torch.Generator], Tensor] | None = blur_and_noise,
+        objective: Objective = Objective(),  # noqa: B008  frozen
     ) -> None:
         self.modules = nn.ModuleDict({"upsampler": upsampler})
-        self.prediction_type, self.max_noise, self.min_noise = prediction_type, max_noise, min_noise
-        self.alphas_cumprod = cosine_alphas_cumprod()
+        self.corrupt, self.objective = corrupt, objective
 
     def loss(self, batch: UpsamplerBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        """Velocity loss; ``x0`` is the plain error of the predicted picture."""
-        x_t, t, abar = noised(batch.pixels, self.alphas_cumprod, generator=generator)
-        low = resize(self._corrupt(batch.low, generator), batch.pixels.shape[-2:])
-        output = self.modules["upsampler"](torch.cat([x_t, low], dim=1), t).sample.float()
-        error, weight = x0_error(
-            output,
-            x_t,
-            batch.pixels,
-            abar=abar,
-            prediction_type=self.prediction_type,
-            min_noise=self.min_noise,
-        )
-        return (error * weight).mean(), {"x0": error.mean().item()}
-
-    def _corrupt(self, low: Tensor, generator: torch.Generator) -> Tensor:
-        b, device = len(low), low.device
-        blurred = torch.rand(b, 1, 1, 1, generator=generator, device=device) < 0.5
-        low = torch.where(blurred, _blur(low), low)
-        level = self.max_noise * torch.rand(b, 1, 1, 1, generator=generator, device=device)
-        return low + level * torch.randn(low.shape, generator=generator, device=device)
+        """The mean loss; ``x0`` is the plain error of the predicted picture."""
+        noised = self.objective.noised(batch.pixels, generator)
+        low = batch.low if self.corrupt is None else self.corrupt(batch.low, generator)
+        low = resize(low, batch.pixels.shape[-2:])
+        output = self.modules["upsampler"](torch.cat([noised.x_t, low], dim=1), noised.t).sample.float()
+        losses, x0_error = self.objective.losses(output, batch.pixels, noised)
+        return losses.mean(), {"x0": x0_error.mean().item()}
 
 
-def _blur(images: Float[Tensor, "b c h w"], *, sigma: float = 0.6) -> Float[Tensor, "b c h w"]:
-    line = torch.exp(-0.5 * (torch.arange(-1.0, 2.0, device=images.device) / sigma) ** 2)
-    kernel = torch.outer(line, line) / line.sum() ** 2
-    kernel = kernel.expand(images.shape[1], 1, 3, 3).to(images)
-    return F.conv2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), kernel, groups=images.shape[1])
+def random_crops(
+    pixels: Float[Tensor, "b 3 h w"],
+    generator: torch.Generator,
+    *,
+    size: int,
+    scale: int = 4,
+    shrink: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+) -> UpsamplerBatch:
+    """A square crop of each picture and what ``shrink(crops, generator)`` makes of it, by default means of its pixels.
+
+    The paper's ``size`` is a quarter of the pictures'; corners lie at multiples of ``scale``.
+
+    Raises:
+        ValueError: a size that is no multiple of ``scale`` or larger than the pictures.
+    """
+    b, _, height, width = pixels.shape
+    if size % scale or not 0 < size <= min(height, width):
+        raise ValueError(f"size must be a multiple of {scale} and at most {min(height, width)}, got {size}")
+    rows, columns = (
+        (scale * torch.randint((side - size) // scale + 1, (b,), generator=generator, device=pixels.device)).tolist()
+        for side in (height, width)
+    )
+    crops = [
+        image[:, top : top + size, left : left + size] for image, top, left in zip(pixels, rows, columns, strict=True)
+    ]
+    high = torch.stack(crops)
+    low = F.avg_pool2d(high, scale) if shrink is None else shrink(high, generator)
+    return UpsamplerBatch(pixels=high, low=low)

@@ -1,0 +1,234 @@
+"""A training from settings and data to a folder that a pipeline opens: one function per network."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from torch import Tensor
+from transformers import CLIPImageProcessorPil
+
+from unclip_hub.conditioning import Conditioning
+from unclip_hub.data.batches import CaptionedBatch, Preparation, StreamedBatches
+from unclip_hub.data.captioned import Indexed
+from unclip_hub.data.embeddings import EmbeddedBatch, Embeddings
+from unclip_hub.data.order import Order
+from unclip_hub.data.shards import Shards
+from unclip_hub.images import resize
+from unclip_hub.models.decoder import UNet2DConditionModel
+from unclip_hub.models.prior_transformer import PriorTransformer
+from unclip_hub.models.text_proj import UnCLIPTextProjModel
+from unclip_hub.models.upsampler import UNet2DModel
+from unclip_hub.training import degradations, settings
+from unclip_hub.training.clip import ClipBatch, ClipTask
+from unclip_hub.training.decoder import DecoderBatch, DecoderTask, Drops
+from unclip_hub.training.export import new_scheduler
+from unclip_hub.training.inpainting import widened_for_inpainting
+from unclip_hub.training.loop import Batches
+from unclip_hub.training.lora import add_lora
+from unclip_hub.training.presets import new_decoder, new_image_encoder, new_prior, new_text_encoder, new_upsampler
+from unclip_hub.training.prior import PriorBatch, PriorTask, set_statistics
+from unclip_hub.training.samples import decoder_samples, upsampler_samples
+from unclip_hub.training.upsampler import UpsamplerBatch, UpsamplerTask, random_crops
+
+
+Source = Indexed | Shards | Embeddings
+STATISTICS_OF = 100_000  # embeddings
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """What a training takes from its base model and does not train: CLIP, as the pipelines see it."""
+
+    encode_text: Callable[[list[str]], Conditioning]
+    encode_image: Callable[[Tensor], Tensor]  # (b, 3, h, w) in [-1, 1] -> (b, d)
+    image_size: int  # of CLIP's pictures
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the loop needs of a training, and what it leaves: the networks by the names of their components."""
+
+    task: Any
+    batches: Batches  # of raw data
+    prepare: Callable[[Any, torch.Generator], Any]  # to a batch of the task's, where it is trained
+    networks: dict[str, torch.nn.Module]
+    others: dict[str, Any] = field(default_factory=dict)  # components that go with them
+    draw: Callable[[Any], list[Tensor]] | None = None  # rows of pictures from a batch of the task's
+
+
+def clip(config: settings.Clip, source: Source, *, tokenizer: Any) -> Run:
+    """Both encoders of CLIP, for captions that ``tokenizer`` cuts."""
+    torch.manual_seed(config.train.seed)
+    text_encoder = new_text_encoder(config.preset, vocab_size=len(tokenizer))
+    image_encoder = new_image_encoder(config.preset)
+
+    def prepare(raw: CaptionedBatch, generator: torch.Generator) -> ClipBatch:
+        ids = tokenizer(raw.captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        return ClipBatch(raw.pixels, ids.to(raw.pixels.device))
+
+    size: Any = image_encoder.config.image_size
+    batches = _batches(source, batch=config.batch, size=size, seed=config.train.seed, workers=config.train.workers)
+    networks: dict[str, torch.nn.Module] = {"text_encoder": text_encoder, "image_encoder": image_encoder}
+    edges = {"height": size, "width": size}
+    extractor = CLIPImageProcessorPil(
+        size={"shortest_edge": size}, crop_size=edges, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    )
+    others = {"tokenizer": tokenizer, "feature_extractor": extractor}
+    return Run(ClipTask(text_encoder, image_encoder, pairwise=config.pairwise), batches, prepare, networks, others)
+
+
+def prior(config: settings.Prior, source: Source, *, frozen: Frozen, base: PriorTransformer | None) -> Run:
+    """The diffusion prior, on pictures with captions or on their cached embeddings."""
+    torch.manual_seed(config.train.seed)
+    seed, size = config.train.seed, frozen.image_size
+    batches = _batches(source, batch=config.batch, size=size, seed=seed, workers=config.train.workers)
+    network = _chosen(config.start, lambda: new_prior(config.preset), base, name="prior")
+    if config.start == "scratch":
+        set_statistics(network, _image_embeds(source, batch=config.batch, size=size, frozen=frozen))
+
+    def prepare(raw: CaptionedBatch | EmbeddedBatch, generator: torch.Generator) -> PriorBatch:
+        return PriorBatch(*_embedded(raw, frozen))
+
+    task = PriorTask(
+        network,
+        empty=frozen.encode_text([""]),
+        drop_caption=config.drop_caption,
+        objective=config.objective,
+    )
+    _adapted(task, config.lora_rank)
+    scheduler = new_scheduler(config.objective, network, clip_sample_range=5.0)
+    others = {"prior_scheduler": scheduler} if config.start == "scratch" else {}
+    return Run(task, batches, prepare, {"prior": network}, others)
+
+
+def decoder(
+    config: settings.Decoder,
+    source: Source,
+    *,
+    frozen: Frozen,
+    base: tuple[UNet2DConditionModel, UnCLIPTextProjModel] | None,
+    embeddings: Embeddings | None = None,
+) -> Run:
+    """The decoder and text_proj; CLIP sees the pictures at its own size, unless ``embeddings`` holds what it saw."""
+    torch.manual_seed(config.train.seed)
+    network, text_proj = _chosen(config.start, lambda: new_decoder(config.preset), base, name="decoder")
+    if config.inpaint:
+        network = widened_for_inpainting(network)
+    side = network.config["sample_size"]
+
+    def prepare(raw: CaptionedBatch, generator: torch.Generator) -> DecoderBatch:
+        embed, text = _embedded(raw, frozen, embeddings)
+        pixels = raw.pixels if raw.pixels.shape[-1] == side else resize(raw.pixels, (side, side)).clamp(-1, 1)
+        return DecoderBatch(pixels, text.with_image(embed))
+
+    batches = _batches(
+        source,
+        batch=config.batch,
+        size=side if embeddings else max(side, frozen.image_size),
+        crop=config.crop,
+        seed=config.train.seed,
+        workers=config.train.workers,
+    )
+    task = DecoderTask(
+        network,
+        text_proj,
+        empty=frozen.encode_text([""]),
+        drops=Drops.independent(image=config.drop_image, caption=config.drop_caption),
+        objective=config.objective,
+    )
+    _adapted(task, config.lora_rank, names=["decoder"])
+    scheduler = new_scheduler(config.objective, network, clip_sample_range=1.0)
+    others = {"decoder_scheduler": scheduler} if config.start == "scratch" else {}
+
+    def draw(batch: DecoderBatch) -> list[Tensor]:
+        return decoder_samples(task, batch, copy.deepcopy(scheduler))
+
+    networks = {"decoder": network, "text_proj": text_proj}
+    return Run(task, batches, prepare, networks, others, draw=None if config.inpaint else draw)
+
+
+def upsampler(config: settings.Upsampler, source: Source, *, base: UNet2DModel | None) -> Run:
+    """An upsampler, on crops of pictures of its full size."""
+    torch.manual_seed(config.train.seed)
+    network = _chosen(config.start, lambda: new_upsampler(config.preset, size=config.size), base, name="upsampler")
+    size = network.config["sample_size"]
+    corruptions = {"blur_noise": degradations.blur_and_noise, "blur": degradations.paper_blur, "bsr": None}
+    if config.degradation not in corruptions:
+        raise ValueError(f"degradation must be one of {', '.join(corruptions)}, got {config.degradation!r}")
+    worn = config.degradation == "bsr"  # which makes the small picture from the large one
+
+    def prepare(raw: CaptionedBatch, generator: torch.Generator) -> UpsamplerBatch:
+        return random_crops(raw.pixels, generator, size=config.crop, shrink=degradations.bsr if worn else None)
+
+    batches = _batches(source, batch=config.batch, size=size, seed=config.train.seed, workers=config.train.workers)
+    task = UpsamplerTask(network, corrupt=corruptions[config.degradation], objective=config.objective)
+    _adapted(task, config.lora_rank)
+    name, stage = ("super_res_first", "super_res") if size <= 256 else ("super_res_1024", "super_res_1024")
+    scheduler = new_scheduler(config.objective, network, clip_sample_range=1.0)
+    others = {f"{stage}_scheduler": scheduler} if config.start == "scratch" else {}
+
+    def draw(batch: UpsamplerBatch) -> list[Tensor]:
+        return upsampler_samples(network, batch, copy.deepcopy(scheduler))
+
+    return Run(task, batches, prepare, {name: network}, others, draw=draw)
+
+
+def _chosen(start: str, fresh: Callable[[], Any], base: Any, *, name: str) -> Any:
+    """A new network, or the base's."""
+    if start == "scratch":
+        return fresh()
+    if start != "base":
+        raise ValueError(f"start must be 'scratch' or 'base', got {start!r}")
+    if base is None:
+        raise ValueError(f"start is 'base', but the base model has no {name}")
+    return base
+
+
+def _adapted(task: Any, rank: int, names: list[str] | None = None) -> None:
+    if rank:
+        add_lora(task.modules, rank=rank, names=names)
+
+
+def _batches(source: Source, *, batch: int, size: int, seed: int, workers: int, crop: Any = "centre") -> Batches:
+    """Raw batches: by their number, or of shards one after the other."""
+    if isinstance(source, Shards):
+        process = PartialState(cpu=not torch.accelerator.is_available())
+        rank, world = process.process_index, process.num_processes
+        preparation = Preparation(size, crop, seed)
+        return StreamedBatches(source, preparation, batch=batch, rank=rank, world=world, workers=workers)
+    order = Order(len(source), batch=batch, seed=seed)
+    if isinstance(source, Embeddings):
+        return lambda n: source.batch([index for _, index in order.at(n * batch)])
+    preparation = Preparation(size, crop, seed)
+    return lambda n: preparation.batch((epoch, source[index]) for epoch, index in order.at(n * batch))
+
+
+def _embedded(
+    raw: CaptionedBatch | EmbeddedBatch, frozen: Frozen, embeddings: Embeddings | None = None
+) -> tuple[Tensor, Conditioning]:
+    """Image embeddings and captions of a batch, read where they were computed already."""
+    if embeddings is not None:
+        raw = embeddings.find(raw.keys, raw.captions)
+    if isinstance(raw, EmbeddedBatch):
+        text = frozen.encode_text(raw.captions) if raw.text is None else raw.text
+        return raw.image_embed.to(text.text_embed.device), text.to(raw.image_embed.device)
+    with torch.no_grad():
+        return frozen.encode_image(raw.pixels), frozen.encode_text(raw.captions)
+
+
+def _image_embeds(source: Source, *, batch: int, size: int, frozen: Frozen) -> Tensor:
+    """Embeddings to take statistics of: all that are cached, else those of some batches."""
+    if isinstance(source, Embeddings):
+        chunks, count = [], 0
+        for chunk in source.image_embeds():
+            chunks.append(chunk)
+            count += len(chunk)
+            if count >= STATISTICS_OF:
+                break
+        return torch.cat(chunks)
+    batches = _batches(source, batch=batch, size=size, seed=0, workers=0)
+    taken = (next(batches) if isinstance(batches, StreamedBatches) else batches(n) for n in range(-(-2_000 // batch)))  # type: ignore[operator]
+    return torch.cat([_embedded(raw, frozen)[0].cpu() for raw in taken])
