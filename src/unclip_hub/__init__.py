@@ -12,45 +12,92 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from unclip_hub.conditioning import Conditioning
+    from unclip_hub.models.dalle2_pytorch_prior import DALLE2PytorchPrior
+    from unclip_hub.models.dalle2_pytorch_projection import DALLE2PytorchProjection
+    from unclip_hub.models.dalle2_pytorch_unet import DALLE2PytorchUNet
     from unclip_hub.models.decoder import UNet2DConditionModel
+    from unclip_hub.models.dvae import DVAE
+    from unclip_hub.models.glide_text import GlideTextEncoder
+    from unclip_hub.models.one_step_prior import OneStepPrior
     from unclip_hub.models.prior_transformer import PriorTransformer
     from unclip_hub.models.text_proj import UnCLIPTextProjModel
     from unclip_hub.models.upsampler import UNet2DModel
+    from unclip_hub.pipelines.frames import save_frames
+    from unclip_hub.pipelines.image_to_image import UnCLIPImageToImagePipeline
     from unclip_hub.pipelines.image_variation import UnCLIPImageVariationPipeline
+    from unclip_hub.pipelines.inpaint import UnCLIPInpaintPipeline
+    from unclip_hub.pipelines.interpolation import UnCLIPInterpolationPipeline
+    from unclip_hub.pipelines.inversion import BipartiteLatent, invert
     from unclip_hub.pipelines.output import UnCLIPPipelineOutput
+    from unclip_hub.pipelines.scoring import score
+    from unclip_hub.pipelines.text_diff import UnCLIPTextDiffPipeline
     from unclip_hub.pipelines.text_to_image import UnCLIPPipeline
+    from unclip_hub.pipelines.upscale import UnCLIPUpscalePipeline
     from unclip_hub.sampling import denoise, guide
+    from unclip_hub.schedulers.dalle2_pytorch import DALLE2PytorchScheduler
     from unclip_hub.schedulers.unclip import UnCLIPScheduler
 
 __all__ = [
     "BUNDLED_MODEL",
+    "BipartiteLatent",
     "Conditioning",
+    "DALLE2PytorchPrior",
+    "DALLE2PytorchProjection",
+    "DALLE2PytorchScheduler",
+    "DALLE2PytorchUNet",
+    "DVAE",
+    "GlideTextEncoder",
+    "OneStepPrior",
     "PriorTransformer",
     "UNet2DConditionModel",
     "UNet2DModel",
+    "UnCLIPImageToImagePipeline",
     "UnCLIPImageVariationPipeline",
+    "UnCLIPInpaintPipeline",
+    "UnCLIPInterpolationPipeline",
     "UnCLIPPipeline",
     "UnCLIPPipelineOutput",
     "UnCLIPScheduler",
+    "UnCLIPTextDiffPipeline",
     "UnCLIPTextProjModel",
+    "UnCLIPUpscalePipeline",
     "denoise",
     "guide",
+    "invert",
+    "save_frames",
+    "score",
 ]
 
 BUNDLED_MODEL = str(Path(__file__).parent / "assets" / "bundled")
 
 _HOMES = {
+    "BipartiteLatent": "unclip_hub.pipelines.inversion",
     "Conditioning": "unclip_hub.conditioning",
+    "DALLE2PytorchPrior": "unclip_hub.models.dalle2_pytorch_prior",
+    "DALLE2PytorchProjection": "unclip_hub.models.dalle2_pytorch_projection",
+    "DALLE2PytorchScheduler": "unclip_hub.schedulers.dalle2_pytorch",
+    "DALLE2PytorchUNet": "unclip_hub.models.dalle2_pytorch_unet",
+    "DVAE": "unclip_hub.models.dvae",
+    "GlideTextEncoder": "unclip_hub.models.glide_text",
+    "OneStepPrior": "unclip_hub.models.one_step_prior",
     "PriorTransformer": "unclip_hub.models.prior_transformer",
     "UNet2DConditionModel": "unclip_hub.models.decoder",
     "UNet2DModel": "unclip_hub.models.upsampler",
+    "UnCLIPImageToImagePipeline": "unclip_hub.pipelines.image_to_image",
     "UnCLIPImageVariationPipeline": "unclip_hub.pipelines.image_variation",
+    "UnCLIPInpaintPipeline": "unclip_hub.pipelines.inpaint",
+    "UnCLIPInterpolationPipeline": "unclip_hub.pipelines.interpolation",
     "UnCLIPPipeline": "unclip_hub.pipelines.text_to_image",
     "UnCLIPPipelineOutput": "unclip_hub.pipelines.output",
     "UnCLIPScheduler": "unclip_hub.schedulers.unclip",
+    "UnCLIPTextDiffPipeline": "unclip_hub.pipelines.text_diff",
     "UnCLIPTextProjModel": "unclip_hub.models.text_proj",
+    "UnCLIPUpscalePipeline": "unclip_hub.pipelines.upscale",
     "denoise": "unclip_hub.sampling",
     "guide": "unclip_hub.sampling",
+    "invert": "unclip_hub.pipelines.inversion",
+    "save_frames": "unclip_hub.pipelines.frames",
+    "score": "unclip_hub.pipelines.scoring",
 }
 # diffusers' loader takes a component from a library only if the library has the first two of these names; the others
 # load transformers' classes, strictly

@@ -64,7 +64,7 @@ def test_bad_usage(arguments, says, tmp_path, monkeypatch):
         pytest.skip("a folder that nobody can write to is at hand on Linux only")
     tmp_path.joinpath("folder.png").mkdir()
     tmp_path.joinpath("file.txt").touch()
-    monkeypatch.setattr("unclip_hub.cli.generate._load", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("unclip_hub.cli.options.load", lambda *_, **__: pytest.fail("a model was loaded"))
     assert_one_line(generate(*arguments), code=2, says=says)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file.txt", "folder.png"]
 
@@ -84,7 +84,7 @@ def test_no_such_model(model):
 
 
 def test_no_bundled_model(monkeypatch, tmp_path):
-    monkeypatch.setattr("unclip_hub.cli.generate.BUNDLED_MODEL", str(tmp_path / "nothing"))
+    monkeypatch.setattr("unclip_hub.cli.options.BUNDLED_MODEL", str(tmp_path / "nothing"))
     assert_one_line(generate("x"), code=1, says="--model")
 
 
@@ -93,7 +93,7 @@ def test_what_goes_wrong_later_is_one_line_too(error, monkeypatch):
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr("unclip_hub.cli.generate._locate", fail)
+    monkeypatch.setattr("unclip_hub.cli.options.locate", fail)
     assert_one_line(generate("x"), code=1, says="one two")
     assert generate("x", "--debug").exception is error
 
@@ -103,7 +103,7 @@ def test_an_error_of_ours_is_named(error, monkeypatch):
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr("unclip_hub.cli.generate._locate", fail)
+    monkeypatch.setattr("unclip_hub.cli.options.locate", fail)
     assert_one_line(generate("x"), code=1, says=f"{type(error).__name__}:")
 
 

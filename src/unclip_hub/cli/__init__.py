@@ -13,7 +13,25 @@ from typing import Any
 import click
 
 
-COMMANDS = ("doctor", "generate")  # a module of this package each, holding one click command named `command`
+COMMANDS = (  # a module of this package each, holding one click command named `command`
+    "card",
+    "data",
+    "doctor",
+    "edit",
+    "embed",
+    "generate",
+    "img2img",
+    "inpaint",
+    "interpolate",
+    "invert",
+    "outpaint",
+    "pull",
+    "push",
+    "score",
+    "train",
+    "upscale",
+    "vary",
+)
 
 
 class Commands(click.Group):

@@ -1,0 +1,149 @@
+"""`unclip train` from data to a model that opens, and what it refuses before it trains."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+from safetensors.torch import load_file
+
+from unclip_hub import BUNDLED_MODEL, UnCLIPPipeline
+from unclip_hub.cli import main
+
+
+COLOURS = {"red": (220, 30, 30), "green": (20, 160, 60), "blue": (40, 60, 220), "yellow": (250, 210, 40)}
+QUICK = ["--set", "train.steps=4", "--set", "batch=4", "--set", "train.log_every=2", "--set", "train.warmup=1"]
+FEW = ["--proof-steps", "25"]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Plain colours with a square on each, 260 px, captions beside them."""
+    folder = tmp_path_factory.mktemp("photos")
+    for i, (name, colour) in enumerate(COLOURS.items()):
+        pixels = np.full((260, 270, 3), colour, np.uint8)
+        pixels[20 : 60 + 30 * i, 30:90] = 255 - pixels[20 : 60 + 30 * i, 30:90]
+        Image.fromarray(pixels).save(folder / f"{name}.png")
+        (folder / f"{name}.txt").write_text(f"a {name} wall\n")
+    return folder
+
+
+def unclip(*arguments):
+    return CliRunner().invoke(main, ["train", *map(str, arguments)])
+
+
+def generated(folder):
+    pipe = UnCLIPPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    options = {f"{stage}_num_inference_steps": 1 for stage in ("prior", "decoder", "super_res")}
+    return pipe("a red wall", generator=torch.Generator().manual_seed(0), output_type="pt", **options).images
+
+
+def changed(folder, name, file="diffusion_pytorch_model.safetensors"):
+    before, after = (load_file(f"{root}/{name}/{file}") for root in (BUNDLED_MODEL, folder))
+    return any(not torch.equal(before[key].float(), after[key].float()) for key in before)
+
+
+@pytest.mark.parametrize(
+    ("network", "parts"),
+    [("prior", ["prior"]), ("decoder", ["decoder", "text_proj"]), ("upsampler", ["super_res_first"])],
+)
+def test_a_trained_network_takes_its_place_in_the_base_model(photos, tmp_path, network, parts):
+    crop = ["--set", "crop=32"] if network == "upsampler" else []
+    ran = unclip(network, "--data", photos, "--output", tmp_path / "run", *QUICK, *FEW, *crop)
+    assert ran.exit_code == 0, ran.output
+    model = tmp_path / "run" / "model"
+    assert generated(model).isfinite().all()
+    assert all(changed(model, part) for part in parts)
+    others = {"prior", "decoder", "text_proj", "super_res_first"} - set(parts)
+    assert not any(changed(model, part) for part in others)
+    report = (tmp_path / "run" / "report.md").read_text()
+    assert "One batch, 25 steps: loss" in report and "| steps | 4 |" in report and str(photos) in report
+    for line in report.splitlines():
+        if line.startswith("!["):
+            assert Image.open(tmp_path / "run" / line.partition("(")[2][:-1]).size[0] > 100
+    assert ("samples.png" in report) == (network != "prior")
+
+
+def test_clip_learns_its_own_tokens_and_stands_alone(photos, tmp_path):
+    vocabulary = ["--set", "vocabulary=600"]
+    ran = unclip("clip", "--data", photos, "--output", tmp_path / "run", *QUICK, *FEW, *vocabulary)
+    assert ran.exit_code == 0, ran.output
+    index = json.loads((tmp_path / "run" / "model" / "model_index.json").read_text())
+    assert {"text_encoder", "image_encoder", "tokenizer", "feature_extractor"} <= set(index)
+    assert "decoder" not in index
+
+
+def test_adapters_go_to_a_file_that_the_pipeline_loads(photos, tmp_path):
+    lora = ["--set", "start=base", "--set", "lora_rank=3", "--set", "train.lr=1e-2", "--proof-steps", "0"]
+    ran = unclip("prior", "--data", photos, "--output", tmp_path / "run", *QUICK, *lora)
+    assert ran.exit_code == 0, ran.output
+    assert not (tmp_path / "run" / "model").exists()
+    pipe = UnCLIPPipeline.from_pretrained(BUNDLED_MODEL)
+    pipe.set_progress_bar_config(disable=True)
+
+    def embeds():
+        return pipe.sample_prior(
+            pipe.encode_text("a red wall"), num_inference_steps=1, generator=torch.Generator().manual_seed(0)
+        )
+
+    with torch.no_grad():
+        before = embeds()
+        pipe.load_lora_weights(tmp_path / "run" / "lora")
+        assert (embeds() - before).abs().max() > 1e-4
+
+
+def test_the_same_command_again_changes_nothing_and_other_settings_are_refused(photos, tmp_path):
+    command = ["prior", "--data", photos, "--output", tmp_path / "run", *QUICK, "--proof-steps", "0"]
+    assert unclip(*command).exit_code == 0
+    weights = tmp_path / "run" / "model" / "prior" / "diffusion_pytorch_model.safetensors"
+    before = weights.read_bytes()
+    assert unclip(*command).exit_code == 0
+    assert weights.read_bytes() == before
+    refused = unclip(*command, "--set", "train.lr=0.5")
+    assert refused.exit_code == 1 and "is of a run with other settings" in refused.output
+    assert weights.read_bytes() == before
+
+
+def test_embeddings_computed_before_give_the_same_prior(photos, tmp_path):
+    assert CliRunner().invoke(main, ["embed", str(photos), "-o", str(tmp_path / "cached"), "-q"]).exit_code == 0
+    for data, output in ((photos, "pictures"), (tmp_path / "cached", "cached")):
+        fine = ["--set", "start=base", "--set", "train.precision=no", "--proof-steps", "0"]
+        ran = unclip("prior", "--data", data, "--output", tmp_path / output, *QUICK, *fine)
+        assert ran.exit_code == 0, ran.output
+    losses = [
+        json.loads((tmp_path / output / "stats.jsonl").read_text().splitlines()[-1])["loss"]
+        for output in ("pictures", "cached")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=0.5)  # the rows come in another order
+
+
+def test_a_dry_run_counts_the_papers_decoder():
+    ran = unclip("decoder", "--data", "x", "--output", "x", "--config", "paper", "--dry-run")
+    assert ran.exit_code == 0, ran.output
+    assert "2252.9 million parameters" in ran.output and "optimizer 18.02 GB" in ran.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["prior", "--data", "nowhere"], "no data in 'nowhere': there is no such file or folder"),
+        (["prior", "--data", "scenes", "--set", "start=middle"], "start must be 'scratch' or 'base', got 'middle'"),
+        (["prior", "--data", "scenes", "--base", "nowhere"], "no model 'nowhere'"),
+        (["upsampler", "--data", "scenes:256", "--set", "degradation=rain"], "degradation must be one of blur_noise"),
+        (
+            ["upsampler", "--data", "scenes:64", "--set", "train.steps=1"],
+            "is 64x64, expected edges of at least 256 px",
+        ),
+        (
+            ["upsampler", "--data", "scenes", "--set", "size=1024", "--set", "start=base"],
+            "the base model has no upsampler",
+        ),
+    ],
+)
+def test_what_cannot_be_trained_is_said_in_one_line(tmp_path, arguments, message):
+    ran = unclip(*arguments, "--output", tmp_path / "run")
+    assert ran.exit_code == 1 and message in ran.output, ran.output
+    assert not (tmp_path / "run" / "model").exists()
