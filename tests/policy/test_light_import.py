@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from unclip_hub.cli import COMMANDS
+
 
 SRC = Path(__file__).parents[2] / "src"
 HEAVY = {"torch", "diffusers", "transformers", "numpy", "accelerate", "huggingface_hub", "safetensors"}
@@ -18,8 +20,10 @@ HEAVY = {"torch", "diffusers", "transformers", "numpy", "accelerate", "huggingfa
         "import unclip_hub",
         "import unclip_hub; dir(unclip_hub); unclip_hub.BUNDLED_MODEL",
         "from unclip_hub.cli import main; main(['--help'], standalone_mode=False)",
-        "from unclip_hub.cli import main; main(['generate', '--help'], standalone_mode=False)",
-        "from unclip_hub.cli import main; main(['doctor', '--help'], standalone_mode=False)",
+        *(
+            f"from unclip_hub.cli import main; main([*{command!r}, '--help'], standalone_mode=False)"
+            for command in [*([name] for name in COMMANDS), ["data", "check"]]
+        ),
     ],
 )
 def test_nothing_heavy_is_imported(code):

@@ -8,9 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
 import unclip_hub
+from unclip_hub.cli import main
 
 
 ROOT = Path(__file__).parents[2]
@@ -60,10 +62,28 @@ def test_make_target_exists(command):
 
 
 @needs_model
-@pytest.mark.parametrize("command", [line for line in commands() if line.startswith("unclip")])
-def test_command_runs_and_writes_what_it_says(command, tmp_path):
-    written = run([*UNCLIP, *shlex.split(command)[1:]], tmp_path).split("\n")[:-1]
-    assert written and all((tmp_path / name).is_file() for name in written)
+@pytest.mark.parametrize("block", [body for language, body in BLOCKS if language == "bash" and "unclip " in body])
+def test_commands_run_and_write_what_they_say(block, tmp_path):
+    """Those of a block one after the other, in one folder."""
+    for line in block.splitlines():
+        arguments = shlex.split(line)[1:]
+        printed = run([*UNCLIP, *arguments], tmp_path).split("\n")[:-1]
+        if "--output" in arguments:
+            assert printed and all((tmp_path / name).is_file() for name in printed)
+
+
+def test_commands_that_are_not_run_exist():
+    """Those of sh blocks need data or a network; their commands and options are known all the same."""
+    typed = [line for language, body in BLOCKS if language == "sh" for line in body.splitlines()]
+    assert typed
+    for line in typed:
+        program, *arguments = shlex.split(line, comments=True)
+        if program == "python":
+            assert (ROOT / arguments[0]).is_file()
+        else:
+            command = main.get_command(click.Context(main), arguments[0])
+            known = {option for parameter in command.params for option in parameter.opts}
+            assert command is not None and {one for one in arguments if one.startswith("--")} <= known
 
 
 @needs_model
