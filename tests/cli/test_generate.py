@@ -158,7 +158,16 @@ def test_a_corrupt_checkpoint(tmp_path):
 
 
 @needs_model
-@pytest.mark.parametrize("option", [["--negative", "a star"], ["--guidance", "5"], ["--prior-guidance", "5"]])
+@pytest.mark.parametrize(
+    "option",
+    [
+        ["--negative", "a star"],
+        ["--guidance", "5"],
+        ["--prior-guidance", "5"],
+        ["--prior-samples", "3"],
+        ["--candidates", "3"],
+    ],
+)
 def test_sampling_options_change_the_picture(option):
     guided = ["--guidance", "2", *QUICK]
     generate("a red circle", "--output", "a.png", *guided)

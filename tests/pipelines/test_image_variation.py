@@ -58,14 +58,28 @@ def test_the_picture_and_the_seed_both_matter(pipe):
     assert (first - run(pipe, picture(), seed=1).images).abs().max() > 1e-2
 
 
-def test_a_picture_is_the_same_in_every_form(pipe):
+def test_a_picture_is_the_same_in_every_form(pipe, tmp_path):
     image = picture()
+    image.save(tmp_path / "picture.png")
     array = np.asarray(image)
     expected = pipe.encode_image(image)
     tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
-    for form in ([image], array, array[None], array / 255.0, tensor, tensor[None] / 255, [tensor]):
+    path = tmp_path / "picture.png"
+    for form in (
+        [image],
+        path,
+        str(path),
+        [path],
+        array,
+        array[None],
+        array / 255.0,
+        tensor,
+        tensor[None] / 255,
+        [tensor],
+    ):
         assert_close(pipe.encode_image(form), expected)
-    assert_close(pipe.encode_image(image.convert("RGBA")), expected)
+    for form in (image.convert("RGBA"), path, str(path), [path]):
+        assert_close(pipe.encode_image(form), expected)
     assert_close(to_tensor(image), to_tensor(array))
 
 

@@ -2,11 +2,19 @@
 
 import pytest
 import torch
+from PIL import Image
 from pipelines import tiny
 from torch.nn.functional import cosine_similarity
 from torch.testing import assert_close
 
-from unclip_hub import UnCLIPPipeline
+from unclip_hub import (
+    UnCLIPImageToImagePipeline,
+    UnCLIPImageVariationPipeline,
+    UnCLIPInpaintPipeline,
+    UnCLIPInterpolationPipeline,
+    UnCLIPPipeline,
+    UnCLIPTextDiffPipeline,
+)
 from unclip_hub.pipelines.captions import parse_weights, token_weights
 
 
@@ -90,3 +98,32 @@ def test_pipelines_take_it_as_prompt_embeds(pipe):
     plain = pipe("a red circle", generator=torch.Generator().manual_seed(0), **few).images
     assert torch.equal(run("a red circle"), plain)
     assert (run("a (red:2) circle") - plain).abs().max() > 1e-4
+
+
+FEW = {"decoder_num_inference_steps": 1, "super_res_num_inference_steps": 1, "output_type": "pt"}
+PRIOR = {"prior_num_inference_steps": 1}
+CALLS = {
+    "text to image": (UnCLIPPipeline, lambda caption: {"prompt": caption} | PRIOR),
+    "image to image": (UnCLIPImageToImagePipeline, lambda caption: {"image": GREY, "prompt": caption} | PRIOR),
+    "inpaint": (UnCLIPInpaintPipeline, lambda caption: {"image": GREY, "mask": WHITE, "prompt": caption} | PRIOR),
+    "variation": (UnCLIPImageVariationPipeline, lambda caption: {"image": GREY, "negative_prompt": caption}),
+    "interpolation": (UnCLIPInterpolationPipeline, lambda caption: {"sources": [caption, GREY]} | PRIOR),
+    "text difference": (UnCLIPTextDiffPipeline, lambda caption: {"image": GREY, "target_caption": caption}),
+}
+GREY, WHITE = Image.new("RGB", (16, 16), (90, 120, 150)), Image.new("L", (16, 16), 255)
+
+
+@pytest.mark.parametrize("task", CALLS)
+def test_every_call_reads_weights_when_asked(task):
+    cls, arguments = CALLS[task]
+    pipe = tiny.in_float64(cls(**tiny.components(karlo=False)))
+
+    def pictures(caption, **options):
+        made = pipe(**arguments(caption), **FEW, generator=torch.Generator().manual_seed(0), **options)
+        return made.small_images
+
+    plain = pictures("a red circle")
+    assert_close(pictures("a red circle", weighted=True), plain)
+    assert_close(pictures("a (red:1) circle", weighted=True), plain)
+    assert (pictures("a (red:3) circle", weighted=True) - plain).abs().max() > 1e-5
+    assert (pictures("a (red:3) circle") - pictures("a (red:3) circle", weighted=True)).abs().max() > 1e-5

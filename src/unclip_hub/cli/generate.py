@@ -15,6 +15,9 @@ from unclip_hub.cli import options, plain_errors
 @click.option("--separate", is_flag=True, help="Also write each picture on its own: out-1.png, out-2.png, ...")
 @options.seed
 @options.negative
+@click.option("--weighted", is_flag=True, help='Read "a (red:1.4) star" as a star that is more red.')
+@click.option("--prior-samples", "num_prior_samples", type=click.IntRange(min=1), help="Best of so many embeddings.")
+@click.option("--candidates", "num_candidates", type=click.IntRange(min=1), help="Draw so many, keep CLIP's best.")
 @options.decoder_steps
 @options.prior_steps
 @options.upsampler_steps
@@ -53,7 +56,7 @@ def command(
             list(captions),
             negative_prompt=None if negative is None else [negative] * len(captions),
             num_images_per_prompt=num_images,
-            generator=options.generators(seed, len(captions) * num_images),
+            generator=options.generators(seed, len(captions) * (sampling["num_candidates"] or num_images)),
             **sampling,
         )
         for path in options.write(made.images, output, columns=num_images, separate=separate):

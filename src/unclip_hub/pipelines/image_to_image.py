@@ -48,6 +48,7 @@ class UnCLIPImageToImagePipeline(UnCLIPPipelineBase):
         decoder_latents: Float[Tensor, "b c h w"] | None = None,
         super_res_latents: Float[Tensor, "b c h2 w2"] | None = None,
         negative_prompt: str | list[str] | None = None,
+        weighted: bool = False,
         prompt_embeds: Conditioning | None = None,
         negative_prompt_embeds: Conditioning | None = None,
         image_embeds: Float[Tensor, "b d"] | None = None,
@@ -66,6 +67,7 @@ class UnCLIPImageToImagePipeline(UnCLIPPipelineBase):
             strength: above 0, which keeps the picture, to 1, which ignores it: the part of the decoder's steps run.
             image_weight: from 0, the prior's embedding of the prompt, to 1, the picture's own (the prior is not run).
             generator: one for all pictures, or a list of one per picture made.
+            weighted: read ``(red:1.4)`` in captions as "red", 1.4 times as strong; otherwise brackets are text.
 
         The other arguments, and the errors, are those of ``UnCLIPPipeline``.
         """
@@ -102,10 +104,10 @@ class UnCLIPImageToImagePipeline(UnCLIPPipelineBase):
         batch, size = rows * num_images_per_prompt, self.decoder.config["sample_size"]
         on_step = on_step_end(self, callback_on_step_end)
 
-        cond = self.encode_text(prompt or "") if prompt_embeds is None else prompt_embeds
+        cond = self.encode_text(prompt or "", weighted=weighted) if prompt_embeds is None else prompt_embeds
         null = negative_prompt_embeds
         if null is None and chosen.guided:
-            null = self.encode_text("" if negative_prompt is None else negative_prompt)
+            null = self.encode_text("" if negative_prompt is None else negative_prompt, weighted=weighted)
         cond = cond.expand(rows).repeat(num_images_per_prompt)
         if null is not None and len(null) > 1:
             null = null.repeat(num_images_per_prompt)

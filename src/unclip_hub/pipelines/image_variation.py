@@ -52,6 +52,7 @@ class UnCLIPImageVariationPipeline(UnCLIPPipelineBase):
         eta: float | int | None = None,
         latent: BipartiteLatent | None = None,
         negative_prompt: str | None = None,
+        weighted: bool = False,
         decoder_guidance_interval: Interval | None = None,
         decoder_guidance_rescale: float | int | None = None,
         callback_on_step_end: Callable[[Any, int, int, dict[str, Tensor]], dict[str, Tensor] | None] | None = None,
@@ -71,6 +72,7 @@ class UnCLIPImageVariationPipeline(UnCLIPPipelineBase):
             eta: 0 to 1, how far from the picture; None starts from fresh noise.
             latent: what ``invert`` returned, in place of ``image``; ``eta`` is then 0 if not given.
             negative_prompt: what to guide away from, by default the empty caption.
+            weighted: read ``(red:1.4)`` in captions as "red", 1.4 times as strong; otherwise brackets are text.
             decoder_guidance_scale: classifier-free guidance, 1 for none; ``decoder_guidance_interval`` and
                 ``decoder_guidance_rescale`` as in ``UnCLIPPipeline``.
             output_type: ``"pil"``, ``"np"`` or ``"pt"``.
@@ -131,7 +133,7 @@ class UnCLIPImageVariationPipeline(UnCLIPPipelineBase):
             small_images = reconstruct(self, latent, eta=eta or 0, generator=generator, on_step=on_step)
         else:
             nothing = self.encode_text("")
-            null = nothing if negative_prompt is None else self.encode_text(negative_prompt)
+            null = nothing if negative_prompt is None else self.encode_text(negative_prompt, weighted=weighted)
             image_embeds = image_embeddings if shown is None else self.encode_image(shown)
             assert image_embeds is not None
             image_embeds = image_embeds.to(null.text_embed.device).repeat_interleave(num_images_per_prompt, dim=0)

@@ -58,6 +58,7 @@ class UnCLIPInpaintPipeline(UnCLIPPipelineBase):
         prior_latents: Float[Tensor, "b d"] | None = None,
         decoder_latents: Float[Tensor, "b c h w"] | None = None,
         negative_prompt: str | list[str] | None = None,
+        weighted: bool = False,
         prompt_embeds: Conditioning | None = None,
         negative_prompt_embeds: Conditioning | None = None,
         image_embeds: Float[Tensor, "b d"] | None = None,
@@ -82,6 +83,7 @@ class UnCLIPInpaintPipeline(UnCLIPPipelineBase):
             short_side: the picture's shorter side as the model sees it, by default that of the pictures it makes.
                 The longer side, and a greater ``short_side``, are covered by overlapping windows.
             generator: one for all pictures, or a list of one per picture made.
+            weighted: read ``(red:1.4)`` in captions as "red", 1.4 times as strong; otherwise brackets are text.
             decoder_latents: (b, 3, h, w) noise for the decoder's whole canvas.
 
         The other arguments, and the errors, are those of ``UnCLIPPipeline``.
@@ -123,10 +125,10 @@ class UnCLIPInpaintPipeline(UnCLIPPipelineBase):
         check_shape("decoder_latents", decoder_latents, (batch, 3, *small_size))
         on_step = on_step_end(self, callback_on_step_end)
 
-        cond = self.encode_text(prompt or "") if prompt_embeds is None else prompt_embeds
+        cond = self.encode_text(prompt or "", weighted=weighted) if prompt_embeds is None else prompt_embeds
         null = negative_prompt_embeds
         if null is None and chosen.guided:
-            null = self.encode_text("" if negative_prompt is None else negative_prompt)
+            null = self.encode_text("" if negative_prompt is None else negative_prompt, weighted=weighted)
         cond = cond.expand(rows).repeat(num_images_per_prompt)
         if null is not None and len(null) > 1:
             null = null.repeat(num_images_per_prompt)

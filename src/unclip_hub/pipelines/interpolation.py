@@ -48,6 +48,7 @@ class UnCLIPInterpolationPipeline(UnCLIPPipelineBase):
         image_embeds: Float[Tensor, "n d"] | None = None,
         num_images_per_prompt: int = 1,
         negative_prompt: str | None = None,
+        weighted: bool = False,
         prior_num_inference_steps: int | None = None,
         decoder_num_inference_steps: int | None = None,
         super_res_num_inference_steps: int | None = None,
@@ -77,6 +78,7 @@ class UnCLIPInterpolationPipeline(UnCLIPPipelineBase):
             image_embeds: (n, d) CLIP image embeddings, not normalised, in place of ``sources``; the noise is fixed.
             num_images_per_prompt: whole ways, each with a noise of its own, one after the other.
             negative_prompt: what to guide away from, in the prior and the decoder; the empty caption by default.
+            weighted: read ``(red:1.4)`` in captions as "red", 1.4 times as strong; otherwise brackets are text.
             generator: frames of one way share their noise, also the upsampler's; a list has one per picture made.
             callback_on_step_end: as in ``UnCLIPPipeline``; ``pipe.stage`` is ``"inversion"`` while pictures are
                 inverted.
@@ -133,10 +135,12 @@ class UnCLIPInterpolationPipeline(UnCLIPPipelineBase):
             image_embeds = image_embeds.repeat(num_images_per_prompt, 1)
         else:
             nothing = self.encode_text("")
-            null = nothing if negative_prompt is None else self.encode_text(negative_prompt)
+            null = nothing if negative_prompt is None else self.encode_text(negative_prompt, weighted=weighted)
             if image_embeds is None:
                 assert sources is not None
-                image_embeds = self._embeds(sources, chosen, generators[0], negative_prompt, on_step)
+                image_embeds = self._embeds(
+                    sources, chosen, generators[0], negative_prompt, on_step, weighted=weighted
+                )
             embeds = _mixed(image_embeds.to(null.text_embed.device), frames, weights)
             image_embeds = embeds.repeat(num_images_per_prompt, 1)
             small_images = self.decode(
@@ -203,6 +207,8 @@ class UnCLIPInterpolationPipeline(UnCLIPPipelineBase):
         generator: torch.Generator,
         negative_prompt: str | None,
         on_step: OnStep | None,
+        *,
+        weighted: bool,
     ) -> Float[Tensor, "n d"]:
         """The embedding of each source, those of captions all from the same noise."""
         embeds = []
@@ -214,8 +220,8 @@ class UnCLIPInterpolationPipeline(UnCLIPPipelineBase):
             same.set_state(generator.get_state())
             embeds.append(
                 self.sample_prior(
-                    self.encode_text(source),
-                    self.encode_text(negative_prompt or ""),
+                    self.encode_text(source, weighted=weighted),
+                    self.encode_text(negative_prompt or "", weighted=weighted),
                     num_inference_steps=chosen.steps["prior"],
                     **chosen.guidance["prior"],
                     generator=same,

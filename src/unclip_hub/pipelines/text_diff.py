@@ -45,6 +45,7 @@ class UnCLIPTextDiffPipeline(UnCLIPPipelineBase):
         exact: bool = False,
         num_images_per_prompt: int = 1,
         negative_prompt: str | None = None,
+        weighted: bool = False,
         decoder_num_inference_steps: int | None = None,
         super_res_num_inference_steps: int | None = None,
         decoder_guidance_scale: float | int | None = None,
@@ -69,6 +70,7 @@ class UnCLIPTextDiffPipeline(UnCLIPPipelineBase):
             exact: invert exactly, see ``invert``.
             num_images_per_prompt: upsampled each with a noise of its own.
             negative_prompt: what to guide away from, if ``decoder_guidance_scale`` is not 1, its default.
+            weighted: read ``(red:1.4)`` in captions as "red", 1.4 times as strong; otherwise brackets are text.
             generator: pictures of one trajectory share their noise; a list has one per picture made.
 
         Raises:
@@ -106,11 +108,12 @@ class UnCLIPTextDiffPipeline(UnCLIPPipelineBase):
 
         if target_caption is not None:
             target, source = (
-                self.encode_text(c).text_embed.expand(count, -1) for c in (target_caption, source_caption)
+                self.encode_text(caption, weighted=weighted).text_embed.expand(count, -1)
+                for caption in (target_caption, source_caption)
             )
             direction = text_diff(target, source)
         else:
-            direction = self._direction(add, subtract)
+            direction = self._direction(add, subtract, weighted=weighted)
         latent = latent_of(
             self, image, latent,
             num_inference_steps=decoder_num_inference_steps,
@@ -168,11 +171,15 @@ class UnCLIPTextDiffPipeline(UnCLIPPipelineBase):
             require(self, "a picture", "image_encoder", "feature_extractor")
             pictures([term for term in terms if not isinstance(term, str)])
 
-    def _direction(self, add: Sequence[str | Picture], subtract: Sequence[str | Picture]) -> Float[Tensor, "1 d"]:
+    def _direction(
+        self, add: Sequence[str | Picture], subtract: Sequence[str | Picture], *, weighted: bool
+    ) -> Float[Tensor, "1 d"]:
         """The unit vector of a sum of unit embeddings."""
 
         def embed(term: str | Picture) -> Float[Tensor, "b d"]:
-            return normalize(self.encode_text(term).text_embed if isinstance(term, str) else self.encode_image(term))
+            if isinstance(term, str):
+                return normalize(self.encode_text(term, weighted=weighted).text_embed)
+            return normalize(self.encode_image(term))
 
         terms = [embed(term) for term in add] + [-embed(term) for term in subtract]
         total = torch.stack([term.to(terms[0]) for term in terms]).sum(0)

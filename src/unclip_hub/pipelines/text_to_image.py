@@ -59,6 +59,7 @@ class UnCLIPPipeline(UnCLIPPipelineBase):
         prior_guidance_rescale: float | int | None = None,
         decoder_guidance_rescale: float | int | None = None,
         negative_prompt: str | list[str] | None = None,
+        weighted: bool = False,
         prompt_embeds: Conditioning | None = None,
         negative_prompt_embeds: Conditioning | None = None,
         image_embeds: Float[Tensor, "b d"] | None = None,
@@ -88,6 +89,7 @@ class UnCLIPPipeline(UnCLIPPipelineBase):
                 section 3.4; 0.7 there); likewise ``decoder_guidance_rescale``.
             output_type: ``"pil"``, ``"np"`` or ``"pt"``.
             negative_prompt: captions to lead away from, one or one per prompt; the empty caption by default.
+            weighted: read ``(red:1.4)`` in captions as "red", 1.4 times as strong; otherwise brackets are text.
             prompt_embeds: what ``encode_text`` returned, in place of ``prompt``; likewise ``negative_prompt_embeds``.
             image_embeds: (b, d) CLIP image embeddings; the prior is not run.
             small_images: (b, 3, h, w) pictures in [-1, 1]; only the upsampler is run.
@@ -151,10 +153,10 @@ class UnCLIPPipeline(UnCLIPPipelineBase):
             elif text_model_output is not None and text_attention_mask is not None:
                 cond = Conditioning(text_model_output[0], text_model_output[1], text_attention_mask.bool())
             else:
-                cond = self.encode_text(prompt or "")
+                cond = self.encode_text(prompt or "", weighted=weighted)
             null = negative_prompt_embeds
             if null is None and chosen.guided:
-                null = self.encode_text("" if negative_prompt is None else negative_prompt)
+                null = self.encode_text("" if negative_prompt is None else negative_prompt, weighted=weighted)
             cond = cond.repeat(each)
             if null is not None and len(null) > 1:
                 null = null.repeat(each)
