@@ -2,9 +2,10 @@
 
     python examples/new_concept.py --output runs/crescent
 
-Draws a folder of crescents with captions, trains the prior and the decoder on it with `unclip train`, once in full and
-once as adapters, and writes one picture: what the model made of each caption before (top), after fine-tuning (middle)
-and with the adapters loaded (bottom). The last two captions are of things that it knew before.
+Makes a folder of crescents with captions, and of pictures that the model itself makes of things that it knows, so that
+it does not forget them (Ruiz et al. 2023, arXiv:2208.12242, section 3.2). Trains the prior and the decoder on it with
+`unclip train`, once in full and once as adapters, and writes one picture: what the model made of each caption before
+(top), after fine-tuning (middle) and with the adapters loaded (bottom). The last two captions are of known things.
 """
 
 from pathlib import Path
@@ -18,11 +19,12 @@ from unclip_hub import BUNDLED_MODEL, UnCLIPPipeline
 from unclip_hub.cli import main as unclip
 from unclip_hub.data.backgrounds import VARIANTS, background
 from unclip_hub.data.captions import scenery
-from unclip_hub.data.sprites import COLOURS
+from unclip_hub.data.scene_spec import CPU
+from unclip_hub.data.sprites import COLOURS, SHAPES
 from unclip_hub.images import grid
 
 
-FAST = ["--count", "8", "--prior-steps", "1", "--decoder-steps", "1", "--batch", "4", "--output", "."]
+FAST = ["--count", "6", "--known", "2", "--prior-steps", "1", "--decoder-steps", "1", "--batch", "4", "--output", "."]
 PLACES = ("sunset", "snow", "forest", "white", "mint")
 CAPTIONS = [
     "a blue crescent at sunset",
@@ -35,14 +37,17 @@ CAPTIONS = [
 
 @click.command(help=__doc__)
 @click.option("--count", type=click.IntRange(1), default=600, show_default=True, help="Pictures of the new thing.")
+@click.option("--known", type=click.IntRange(0), default=400, show_default=True, help="Pictures of known things.")
 @click.option("--prior-steps", type=click.IntRange(1), default=300, show_default=True)
 @click.option("--decoder-steps", type=click.IntRange(1), default=600, show_default=True)
 @click.option("--batch", type=click.IntRange(1), default=32, show_default=True)
 @click.option("--rank", type=click.IntRange(1), default=32, show_default=True, help="Of the adapters.")
 @click.option("--output", type=click.Path(path_type=Path), default=Path("new_concept"), show_default=True)
-def main(count: int, prior_steps: int, decoder_steps: int, batch: int, rank: int, output: Path) -> None:
-    photos = output / "crescents"
+def main(count: int, known: int, prior_steps: int, decoder_steps: int, batch: int, rank: int, output: Path) -> None:
+    adapted = UnCLIPPipeline.from_pretrained(BUNDLED_MODEL)
+    photos = output / "photos"
     draw(photos, count=count)
+    remember(adapted, photos, count=known)
     cached = output / "embeddings"
     unclip(["embed", str(photos), "--output", str(cached), "--quiet"], standalone_mode=False)
 
@@ -65,7 +70,6 @@ def main(count: int, prior_steps: int, decoder_steps: int, batch: int, rank: int
         train("decoder", "decoder-lora", steps=decoder_steps, base=BUNDLED_MODEL, lr=3e-3, adapters=rank),
     ]
 
-    adapted = UnCLIPPipeline.from_pretrained(BUNDLED_MODEL)
     rows = [pictures(adapted), pictures(UnCLIPPipeline.from_pretrained(tuned / "model"))]
     for folder in adapters:
         adapted.load_lora_weights(folder / "lora")
@@ -88,6 +92,20 @@ def draw(folder: Path, *, count: int) -> None:
         picture.save(folder / f"{i:04d}.png")
         where = scenery(place)[0][0]
         (folder / f"{i:04d}.txt").write_text(f"a {colour} crescent {where}\n")
+
+
+def remember(pipe: UnCLIPPipeline, folder: Path, *, count: int) -> None:
+    """The model's own pictures of things that it knows."""
+    pipe.set_progress_bar_config(disable=True)
+    rng = np.random.default_rng(1)
+    things = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES] + list(CPU.emoji) * 4
+    for start in range(0, count, 20):
+        rows = range(start, min(count, start + 20))
+        captions = [f"a {rng.choice(things)} {scenery(str(rng.choice(PLACES)))[0][0]}" for _ in rows]
+        made = pipe(captions, generator=[torch.Generator().manual_seed(i) for i in rows])
+        for i, caption, picture in zip(rows, captions, made.images, strict=True):
+            picture.save(folder / f"known-{i:04d}.png")
+            (folder / f"known-{i:04d}.txt").write_text(caption + "\n")
 
 
 def crescent(side: int) -> Image.Image:

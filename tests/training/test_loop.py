@@ -177,7 +177,7 @@ def test_a_stream_continues_where_it_stopped(tmp_path):
 
 
 def test_two_precisions_in_one_process(tmp_path):
-    for precision in ("bf16", "no", "bf16"):
+    for precision in ("bf16", "no", "auto"):
         train(LineTask(), batches, replace(CONFIG, precision=precision), output=tmp_path / precision)
 
 

@@ -1,7 +1,6 @@
 """`unclip train`: each network on one's own pictures."""
 
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +70,11 @@ def command(
 
         folder = locate(base or BUNDLED_MODEL)
         run = _prepared(network, settings, data, folder=folder, embeddings=embeddings, exclude=exclude, output=output)
-        facts = {"command": f"unclip {shlex.join(sys.argv[1:])}", "data": data, "base": base or "the bundled model"}
+        typed = [network, "--data", data, "--output", str(output)]
+        named = {"--config": config, "--base": base, "--embeddings": embeddings, "--exclude": exclude}
+        typed += [text for name, value in named.items() if value is not None for text in (name, str(value))]
+        typed += [text for change in changes for text in ("--set", change)]
+        facts = {"command": f"unclip train {shlex.join(typed)}", "data": data, "base": base or "the bundled model"}
         completed = None if network == "clip" else folder
         conduct(run, settings, output=output, base=completed, facts=facts, proof_steps=proof_steps)
         click.echo(output / "report.md")
@@ -187,7 +190,9 @@ def _size(network: str, settings: Any) -> str:
         modules = nn.ModuleDict(parts)
         crop = settings.crop if network == "upsampler" else None
         forward = dry_run(modules, batch_size=settings.batch, crop=crop)
-        memory = memory_estimate(modules, forward=forward, precision=settings.train.precision)
+        memory = memory_estimate(
+            modules, forward=forward, precision="no" if settings.train.precision == "no" else "bf16"
+        )
     parameters = sum(p.numel() for p in modules.parameters())
     views = settings.train.steps * settings.batch * settings.train.accumulate
     return f"{parameters / 1e6:.1f} million parameters, {views:,} views a process\nmemory, one process: {memory}"

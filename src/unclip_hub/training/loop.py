@@ -22,7 +22,8 @@ from unclip_hub.training.checkpoints import check_room, newest, replace_file, re
 
 
 Batch = Any
-PRECISIONS = ("no", "bf16", "fp16")
+PRECISIONS = ("auto", "no", "bf16", "fp16")
+_BF16 = ("avx512_bf16", "amx_bf16", "sve_bf16", "bf16")  # what a CPU calls its instructions for it
 MAX_SKIPPED = 10  # steps in a row
 
 
@@ -63,7 +64,8 @@ class TrainConfig:
         accumulate: micro-batches per step and process.
         clip_norm: the gradient's norm is cut to this.
         ema: decay of the averaged weights, which are what is exported; 0 exports the last ones.
-        precision: ``"no"`` (float32), ``"bf16"`` or ``"fp16"`` (autocast; fp16 on a GPU only).
+        precision: ``"no"`` (float32), ``"bf16"`` or ``"fp16"`` (autocast; fp16 on a GPU only). ``"auto"`` is bf16, but
+            float32 on a CPU without instructions for it, which would take twice as long.
         workers: processes that make numbered batches ahead; a ``Stream`` has its own.
         tracker: ``"trackio"``, ``"tensorboard"``, ``"wandb"`` or ``"none"``; ``stats.jsonl`` is written always.
         checkpoint_minutes: time between checkpoints.
@@ -80,7 +82,7 @@ class TrainConfig:
     clip_norm: float = 1.0
     accumulate: int = 1
     ema: float = 0.999
-    precision: str = "bf16"
+    precision: str = "auto"
     seed: int = 0
     workers: int = 0
     tracker: str = "none"
@@ -163,7 +165,7 @@ class _Run:
         self.prepare, self.sample_fn = prepare, sample_fn
         tracker = None if config.tracker == "none" else config.tracker
         self.accelerator = Accelerator(
-            mixed_precision=config.precision,
+            mixed_precision=_precision(config.precision),
             log_with=tracker,
             project_dir=str(output),
             cpu=not torch.accelerator.is_available(),  # or it would not see that torchrun started several
@@ -280,6 +282,13 @@ class _Run:
             _Numbered(self.batches), sampler=numbers, batch_size=None, num_workers=self.config.workers
         )  # fmt: skip
         return iter(loader)
+
+
+def _precision(asked: str) -> str:
+    if asked != "auto":
+        return asked
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # PyTorch's older releases do not tell
+    return "bf16" if torch.accelerator.is_available() or any(capabilities.get(name) for name in _BF16) else "no"
 
 
 class _Loss(nn.Module):
