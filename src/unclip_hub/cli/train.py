@@ -127,10 +127,9 @@ def _frozen(folder: Path) -> "Frozen":
     import torch
 
     from unclip_hub.pipelines.encoders import CLIPEncoders
-    from unclip_hub.training.runs import Frozen
+    from unclip_hub.training.runs import Frozen, this_process
 
-    device = torch.accelerator.current_accelerator() or torch.device("cpu")
-    encoders: CLIPEncoders = CLIPEncoders.from_pretrained(folder).to(device)
+    encoders: CLIPEncoders = CLIPEncoders.from_pretrained(folder).to(this_process().device)
 
     @torch.no_grad()
     def encode_text(captions: list[str]) -> Any:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from torch import nn
 
 from unclip_hub.models.lora import save_lora
@@ -18,7 +17,7 @@ from unclip_hub.training.loop import Stream, moved, train
 from unclip_hub.training.lora import merge_lora
 from unclip_hub.training.proof import prove
 from unclip_hub.training.report import write_report
-from unclip_hub.training.runs import Run
+from unclip_hub.training.runs import Run, this_process
 from unclip_hub.training.samples import save_rows
 
 
@@ -43,13 +42,14 @@ def conduct(
     Raises:
         ValueError: ``output`` is of a run with other settings, or the check failed.
     """
-    process = PartialState(cpu=not torch.accelerator.is_available())
+    process = this_process()
     settings = json.loads(json.dumps(asdict(config), default=str)) | {"base": str(base), "data": facts.get("data")}
     adapters = bool(getattr(config, "lora_rank", 0))
     if process.is_main_process:
         output.mkdir(parents=True, exist_ok=True)
         _same_run(output / "run.json", settings)
         if proof_steps and newest(output) is None:
+            run.task.modules.to(process.device)
             _prove(run, config, output=output, steps=proof_steps, fine_tuned=_starts_from_base(config))
     process.wait_for_everyone()
 
@@ -102,10 +102,10 @@ def _same_run(path: Path, settings: dict[str, Any]) -> None:
 
 
 def _prove(run: Run, config: Any, *, output: Path, steps: int, fine_tuned: bool) -> None:
-    batch = _first_batch(run)
-    device = torch.accelerator.current_accelerator() or torch.device("cpu")
-    run.task.modules.to(device)
-    proof = prove(run.task, moved(batch, device), lr=config.train.lr, steps=steps, at_most=1.0 if fine_tuned else 0.7)
+    device = next(run.task.modules.parameters()).device
+    proof = prove(
+        run.task, moved(_first_batch(run), device), lr=config.train.lr, steps=steps, at_most=1.0 if fine_tuned else 0.7
+    )
     print(proof, file=sys.stderr)
     (output / "proof.txt").write_text(str(proof))
 

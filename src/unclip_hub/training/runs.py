@@ -59,6 +59,11 @@ class Run:
     draw: Callable[[Any], list[Tensor]] | None = None  # rows of pictures from a batch of the task's
 
 
+def this_process() -> PartialState:
+    """Rank, number of processes and device, also of several on a CPU."""
+    return PartialState(cpu=not torch.accelerator.is_available())
+
+
 def clip(config: settings.Clip, source: Source, *, tokenizer: Any) -> Run:
     """Both encoders of CLIP, for captions that ``tokenizer`` cuts."""
     torch.manual_seed(config.train.seed)
@@ -195,8 +200,7 @@ def _adapted(task: Any, rank: int, names: list[str] | None = None) -> None:
 def _batches(source: Source, *, batch: int, size: int, seed: int, workers: int, crop: Any = "centre") -> Batches:
     """Raw batches: by their number, or of shards one after the other."""
     if isinstance(source, Shards):
-        process = PartialState(cpu=not torch.accelerator.is_available())
-        rank, world = process.process_index, process.num_processes
+        rank, world = this_process().process_index, this_process().num_processes
         preparation = Preparation(size, crop, seed)
         return StreamedBatches(source, preparation, batch=batch, rank=rank, world=world, workers=workers)
     order = Order(len(source), batch=batch, seed=seed)
