@@ -14,7 +14,6 @@ from typing import Any
 import click
 import yaml
 from adm_unet import decoder_config, move_unet, unet_shape, upsampler_config
-from attention_rows import per_head
 from clip_tokenizer import add_tokenizer
 from clip_towers import openai_options, vision_config
 from command import FILE, Source, Target, conversion
@@ -23,6 +22,7 @@ from convert_clip import add_clip, image_processor, plain
 from convert_clip import convert as convert_clip
 from folder import OutputFolder
 from ledger import Converted
+from text_transformer import count_blocks, move_blocks
 from torch import Tensor
 
 from unclip_hub import PriorTransformer, UnCLIPScheduler, UnCLIPTextProjModel, UNet2DConditionModel, UNet2DModel
@@ -54,13 +54,6 @@ _PRIOR = {
     "text_enc_proj": "encoder_hidden_states_proj",
     "final_ln": "norm_out",
     "out_proj": "proj_to_clip_embeddings",
-}
-_PRIOR_BLOCK = {
-    "ln_1": "norm1",
-    "attn.c_proj": "attn1.to_out.0",
-    "ln_2": "norm3",
-    "mlp.c_fc": "ff.net.0.proj",
-    "mlp.c_proj": "ff.net.2",
 }
 _TEXT_PROJ = {
     "clip_emb": "clip_image_embeddings_project_to_time_embeddings",
@@ -108,18 +101,13 @@ def convert_prior(state: Mapping[str, Tensor], *, heads: int, what: str = "Karlo
     """
     converted = Converted(state, what=what)
     width, _ = _find(state, "model.clip_img_proj.weight", what=what).shape
-    move, split = partial(converted.move, component="prior"), partial(per_head, head_dim=width // heads)
+    move = partial(converted.move, component="prior")
     move("model.positional_embedding", target="positional_embedding")
     move("model.prd_emb", target="prd_embedding")
     for kind in ("weight", "bias"):
         for source, target in _PRIOR.items():
             move(f"model.{source}.{kind}", target=f"{target}.{kind}")
-        for i in range(prior_layers(state)):
-            source, target = f"model.transformer.resblocks.{i}", f"transformer_blocks.{i}"
-            names = [f"{target}.attn1.to_{name}.{kind}" for name in "qkv"]
-            converted.split(f"{source}.attn.c_qkv.{kind}", "prior", names, change=split)
-            for part, name in _PRIOR_BLOCK.items():
-                move(f"{source}.{part}.{kind}", target=f"{target}.{name}.{kind}")
+    move_blocks(converted, "prior", prefix="model.", head_dim=width // heads)
     return converted.finish()
 
 
@@ -129,16 +117,10 @@ def prior_config(state: Mapping[str, Tensor], *, heads: int) -> dict[str, Any]:
     return {
         "num_attention_heads": heads,
         "attention_head_dim": width // heads,
-        "num_layers": prior_layers(state),
+        "num_layers": count_blocks(state, name="model.transformer.resblocks"),
         "embedding_dim": embedding_dim,
         "num_embeddings": state["model.positional_embedding"].shape[1] - 4,
     }
-
-
-def prior_layers(state: Mapping[str, Tensor]) -> int:
-    """The number of transformer blocks."""
-    prefix = "model.transformer.resblocks."
-    return len({key.removeprefix(prefix).partition(".")[0] for key in state if key.startswith(prefix)})
 
 
 def read_statistics(path: Path) -> tuple[Tensor, Tensor]:
@@ -202,7 +184,12 @@ def check_hparams(state: Mapping[str, Tensor], hparams: Mapping[str, Any], *, ki
     if kind == "prior":
         width, clip_dim = _find(state, "model.clip_img_proj.weight", what="Karlo's prior").shape
         length = _find(state, "model.positional_embedding", what="Karlo's prior").shape[1] - 4
-        found = {"xf_width": width, "clip_dim": clip_dim, "text_ctx": length, "xf_layers": prior_layers(state)}
+        found = {
+            "xf_width": width,
+            "clip_dim": clip_dim,
+            "text_ctx": length,
+            "xf_layers": count_blocks(state, name="model.transformer.resblocks"),
+        }
         if hparams["xf_heads"] < 1 or width % hparams["xf_heads"]:
             raise ValueError(f"xf_heads must divide the prior's width {width}, got {hparams['xf_heads']}")
     else:
