@@ -217,8 +217,9 @@ def _embedded(
     if embeddings is not None:
         raw = embeddings.find(raw.keys, raw.captions)
     if isinstance(raw, EmbeddedBatch):
+        device = this_process().device
         text = frozen.encode_text(raw.captions) if raw.text is None else raw.text
-        return raw.image_embed.to(text.text_embed.device), text.to(raw.image_embed.device)
+        return raw.image_embed.to(device), text.to(device)
     with torch.no_grad():
         return frozen.encode_image(raw.pixels), frozen.encode_text(raw.captions)
 
