@@ -97,6 +97,17 @@ def test_what_is_cut_off_a_long_prompt_is_said(pipe, caplog):
     assert "this part of the prompt is ignored: 'circle" in caplog.text or "is ignored:" in caplog.text
 
 
+def test_words_that_a_small_model_never_read_are_named_once(caplog):
+    pipe = UnCLIPPipeline(**tiny.components())
+    diffusers.utils.logging.enable_propagation()
+    with torch.no_grad():
+        pipe.encode_text("a red zzcircle")
+        pipe.encode_text(["a red zzcircle at night", "a house"])
+    diffusers.utils.logging.disable_propagation()
+    assert caplog.text.count("not trained on the word") == 1
+    assert "'zzcircle'; it knows circle" in caplog.text
+
+
 def test_guidance_one_is_the_conditional_pass_whatever_the_negative_prompt(pipe):
     scales = {"prior_guidance_scale": 1.0, "decoder_guidance_scale": 1.0}
     assert torch.equal(run(pipe, **scales).images, run(pipe, negative_prompt="two cats", **scales).images)

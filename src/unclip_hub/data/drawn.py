@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from unclip_hub.data.captioned import BrokenSample, Sample
+from unclip_hub.data.scene_spec import CPU
 from unclip_hub.data.scenes import Scene, Scope, caption, render, sample_scene
 from unclip_hub.data.sprites import CANVASES, SpriteBank, build_bank
 
@@ -45,17 +47,18 @@ class DrawnScenes:
         return sample_scene(np.random.default_rng([self.seed, 0, index]), self.scope)
 
 
-def open_scenes(count: int = 100_000, *, size: int = 64, seed: int = 0) -> DrawnScenes:
-    """Scenes of shapes; for those with emoji, give DrawnScenes a bank that holds them.
+def open_scenes(count: int = 100_000, *, size: int = 64, seed: int = 0, icons: Path | None = None) -> DrawnScenes:
+    """Scenes of shapes; with ``icons``, the pictures of emoji, the scenes that the bundled model is trained on.
 
     Raises:
-        ValueError: for a count below 1, or a size other than 64, 256 and 1024.
+        ValueError: for a count below 1, a size other than 64, 256 and 1024, or ``icons`` that are not Noto Emoji's.
     """
     if count < 1 or size not in CANVASES:
         raise ValueError(f"expected a count of at least 1 and a size among {CANVASES}, got {count} and {size}")
-    return DrawnScenes(count, size, SHAPES_ONLY, _shapes(size), seed)
+    scope = SHAPES_ONLY if icons is None else CPU
+    return DrawnScenes(count, size, scope, _bank(scope, size, icons), seed)
 
 
 @lru_cache
-def _shapes(size: int) -> SpriteBank:
-    return build_bank(SHAPES_ONLY.nouns, canvases=(size,))
+def _bank(scope: Scope, size: int, icons: Path | None) -> SpriteBank:
+    return build_bank(scope.nouns, canvases=(size,), icons=icons)

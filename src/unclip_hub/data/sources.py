@@ -23,8 +23,9 @@ FORMS = """\
   hf:OWNER/NAME  hf:OWNER/NAME:SPLIT  hf:FOLDER
                                 a dataset of Hugging Face datasets, or a folder that its save_to_disk wrote
   embeddings/                   a folder that `unclip embed` wrote
-  scenes  scenes:SIZE  scenes:SIZE:COUNT
-                                procedural scenes, drawn here, of 64, 256 or 1024 px"""
+  scenes  scenes:SIZE  scenes:SIZE:COUNT  scenes:SIZE:COUNT:ICONS
+                                procedural scenes, drawn here, of 64, 256 or 1024 px; with ICONS (icons.json of Noto
+                                Emoji) those that the bundled model is trained on, else of shapes alone"""
 
 
 def open_data(text: str, *, exclude: Path | None = None, strict: bool = True) -> Source:
@@ -98,11 +99,11 @@ def _shards(addresses: tuple[str, ...], exclude: frozenset[str]) -> Shards:
 
 
 def _scenes(text: str) -> Source:
-    given = re.fullmatch(r"scenes(?::(\d{1,9})(?::(\d{1,9}))?)?", text)
+    given = re.fullmatch(r"scenes(?::(\d{1,9})(?::(\d{1,9})(?::(.+))?)?)?", text)
     if given is None:
-        raise ValueError(f"expected scenes, scenes:SIZE or scenes:SIZE:COUNT, got {text!r}")
-    size, count = given.groups()
-    return open_scenes(int(count or 100_000), size=int(size or 64))
+        raise ValueError(f"expected scenes, scenes:SIZE, scenes:SIZE:COUNT or scenes:SIZE:COUNT:ICONS, got {text!r}")
+    size, count, icons = given.groups()
+    return open_scenes(int(count or 100_000), size=int(size or 64), icons=Path(icons) if icons else None)
 
 
 def _hugging_face(text: str) -> Source:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from transformers import (
 )
 
 from unclip_hub.conditioning import Conditioning
+from unclip_hub.data.vocabulary import unknown_words
 from unclip_hub.hub import class_names
 from unclip_hub.images import read_picture, resize, to_pil, to_tensor
 from unclip_hub.models.dalle2_pytorch_prior import DALLE2PytorchPrior
@@ -146,6 +148,8 @@ class UnCLIPPipelineBase(LoraMixin, DiffusionPipeline):
     def encode_text(self, prompt: str | list[str], *, weighted: bool = False) -> Conditioning:
         """Captions as CLIP sees them; what the context has no room for is cut off, with a warning that quotes it.
 
+        A model with a small vocabulary, as the bundled one, warns of words that it was not trained on.
+
         Args:
             weighted: read ``(red:1.4)`` as "red", 1.4 times as strong, see ``pipelines.weighting``; every pipeline
                 takes the result as ``prompt_embeds`` and ``negative_prompt_embeds``. Otherwise brackets are text.
@@ -155,6 +159,8 @@ class UnCLIPPipelineBase(LoraMixin, DiffusionPipeline):
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if weighted:
             return encode_weighted(self, prompts)
+        for word, near in unknown_words(self.tokenizer, prompts).items():
+            _warn_once(f"the model was not trained on the word {word!r}" + f"; it knows {', '.join(near)}" * bool(near))
         tokens, mask, lost = tokenize(self.tokenizer, prompts, length=context_length(self))
         for text in lost:
             logger.warning(
@@ -414,3 +420,8 @@ def each(image: Pictures) -> list[Image.Image | np.ndarray | Tensor]:
     """The items of a list of pictures, or of one; files are read."""
     several = image if isinstance(image, Sequence) and not isinstance(image, str) else [image]
     return [read_picture(item) if isinstance(item, str | Path) else item for item in several]  # type: ignore[misc]
+
+
+@lru_cache(maxsize=1024)
+def _warn_once(message: str) -> None:
+    logger.warning(message)

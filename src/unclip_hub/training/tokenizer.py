@@ -6,19 +6,23 @@ from collections.abc import Iterable
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
+from unclip_hub.data.vocabulary import KEY, Words
+
 
 def train_tokenizer(captions: Iterable[str], *, context_length: int, vocab_size: int = 1024) -> CLIPTokenizer:
     """Learn at most ``vocab_size`` tokens; any text can be tokenised, words unseen in the captions byte by byte.
 
-    As in CLIP the end token has the highest id and pads.
+    As in CLIP the end token has the highest id and pads. The words themselves, if they are few, stay in the
+    tokenizer's configuration, so that pipelines can warn of others.
     """
     form = CLIPTokenizer().backend_tokenizer
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     learner.normalizer, learner.pre_tokenizer = form.normalizer, form.pre_tokenizer
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     ends = [byte + "</w>" for byte in alphabet]
+    words = Words()
     learner.train_from_iterator(
-        captions,
+        words.of(captions),
         trainers.BpeTrainer(
             vocab_size=vocab_size - 2,
             initial_alphabet=alphabet,
@@ -33,4 +37,5 @@ def train_tokenizer(captions: Iterable[str], *, context_length: int, vocab_size:
         vocab={token: i for i, token in enumerate(tokens)},
         merges=[tuple(pair) for pair in learned["merges"]],  # pyright: ignore[reportArgumentType]
         model_max_length=context_length,
+        **({} if words.known is None else {KEY: words.known}),
     )
