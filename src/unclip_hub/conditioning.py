@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -38,6 +38,17 @@ class Conditioning:
     def take(self, count: int) -> "Conditioning":
         """The first ``count`` rows."""
         return self._map(lambda x: x[:count])
+
+    def cut(self, length: int) -> "Conditioning":
+        """The first ``length`` text tokens."""
+        return replace(self, text_states=self.text_states[:, :length], text_mask=self.text_mask[:, :length])
+
+    def distinct(self) -> tuple["Conditioning", Int[Tensor, " b"]]:
+        """Without the rows that equal the one before them; and which of those that are left each row was."""
+        parts = [x for x in vars(self).values() if x is not None]
+        same = torch.stack([(x[1:] == x[:-1]).flatten(1).all(1) for x in parts]).all(0)
+        first = torch.nn.functional.pad(~same, (1, 0), value=True)
+        return self._map(lambda x: x[first]), first.cumsum(0) - 1
 
     def roll(self, shift: int) -> "Conditioning":
         """Row ``i`` at place ``i + shift``, the last ones first."""

@@ -39,8 +39,8 @@ def test_refuses_configurations_of_other_families(key: str, value):
         ({"hidden_states": torch.randn(2, 31)}, "hidden_states must be (2, 32), got (2, 31)"),
         ({"proj_embedding": torch.randn(2, 31)}, "proj_embedding must be (2, 32), got (2, 31)"),
         (
-            {"encoder_hidden_states": torch.randn(2, 6, 32), "attention_mask": text_mask(6)},
-            "encoder_hidden_states must be (2, 7, 32), got (2, 6, 32)",
+            {"encoder_hidden_states": torch.randn(2, 8, 32), "attention_mask": text_mask(8)},
+            "encoder_hidden_states must be (2, 7, 32), got (2, 8, 32)",
         ),
         ({"attention_mask": text_mask(11)}, "the text mask must be (2, 7), one per text token, got (2, 11)"),
         ({"attention_mask": torch.zeros(2, 7)}, "the text mask must be bool or integer"),

@@ -1,5 +1,6 @@
 """The 64 px decoder: Karlo's family of diffusers' `UNet2DConditionModel`."""
 
+import itertools
 from collections.abc import Sequence
 from functools import partial
 
@@ -23,6 +24,7 @@ from unclip_hub.models.checks import (
     text_mask_to_bool,
 )
 from unclip_hub.models.loading import ModelMixin
+from unclip_hub.models.step_cache import StepCache
 from unclip_hub.models.unet import ADMAttention, ResnetBlock, make_blocks, patchify, run_blocks, unpatchify
 
 
@@ -188,6 +190,7 @@ class UNet2DConditionModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterM
             ],
             mid_attention=partial(attention, only_cross_attention=mid_block_only_cross_attention),
         )
+        self.num_attentions = sum(isinstance(module, ADMAttention) for module in self.modules())
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, block_out_channels[0], eps=norm_eps)
         self.conv_out = nn.Conv2d(block_out_channels[0], out_channels * patch_size**2, 3, padding=1)
 
@@ -195,12 +198,13 @@ class UNet2DConditionModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterM
         self,
         sample: Float[Tensor, "b c h w"],
         timestep: Num[Tensor, "..."] | float | int,
-        encoder_hidden_states: Float[Tensor, "b l e"],
+        encoder_hidden_states: Float[Tensor, "u l e"],
         *,
-        class_labels: Float[Tensor, "b t"] | None = None,
-        attention_mask: Bool[Tensor, "b l"] | Int[Tensor, "b l"] | None = None,
-        encoder_attention_mask: Bool[Tensor, "b l"] | Int[Tensor, "b l"] | None = None,
+        class_labels: Float[Tensor, "u t"] | None = None,
+        attention_mask: Bool[Tensor, "u l"] | Int[Tensor, "u l"] | None = None,
+        encoder_attention_mask: Bool[Tensor, "u l"] | Int[Tensor, "u l"] | None = None,
         return_dict: bool = True,
+        cache: StepCache | None = None,
     ) -> UNet2DConditionOutput | tuple[Float[Tensor, "b k h w"]]:
         """Predict the noise (the first `in_channels` channels) and, with twice the channels, the learned variance.
 
@@ -211,21 +215,29 @@ class UNet2DConditionModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterM
             class_labels: what `UnCLIPTextProjModel` returns second; added to the time embedding.
             attention_mask: which context tokens to keep; None keeps all. Image tokens are never masked.
             encoder_attention_mask: the same under diffusers' newer name; give one of the two.
+            cache: new at the first step of a call: the context's keys and values are then computed only at that step.
+                Contexts and class labels are as `cache.rows` tells; without it one per sample.
 
         Raises:
             ValueError: shapes that do not fit the configuration.
         """
         batch_size, length = sample.shape[0], encoder_hidden_states.shape[1]
+        captions = batch_size if cache is None else len(encoder_hidden_states)
         check_sample(sample, channels=self.in_channels, multiple=self.multiple)
-        check_shape("encoder_hidden_states", encoder_hidden_states, (batch_size, length, self.cross_attention_dim))
-        self._check_class_labels(class_labels, batch_size)
+        check_shape("encoder_hidden_states", encoder_hidden_states, (captions, length, self.cross_attention_dim))
+        self._check_class_labels(class_labels, captions)
         if attention_mask is not None and encoder_attention_mask is not None:
             raise ValueError("attention_mask and encoder_attention_mask mean the same here: expected one, got both")
         mask = attention_mask if attention_mask is not None else encoder_attention_mask
-        mask = text_mask_to_bool(mask, batch_size=batch_size, length=length)
+        mask = text_mask_to_bool(mask, batch_size=captions, length=length)
 
         timesteps = expand_timestep(timestep, batch_size=batch_size, device=sample.device)
         time = self.time_embedding(self.time_proj(timesteps).to(sample.dtype))  # (b, t)
+        contexts = itertools.repeat((encoder_hidden_states, mask))
+        if cache is not None:
+            mask = None if mask is None else mask[cache.rows]
+            class_labels = None if class_labels is None else class_labels[cache.rows]
+            contexts = iter([(encoder_hidden_states, mask, kept) for kept in cache.layers(self.num_attentions)])
         if class_labels is not None:
             time = time + class_labels.to(time.dtype)
 
@@ -236,15 +248,14 @@ class UNet2DConditionModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterM
             self.up_blocks,
             hidden_states=hidden_states,
             time=F.silu(time),
-            context=encoder_hidden_states,
-            mask=mask,
+            contexts=contexts,
         )  # (b, c0, h/p, w/p)
         hidden_states = self.conv_out(F.silu(self.conv_norm_out(hidden_states)))
         sample = unpatchify(hidden_states, patch_size=self.patch_size)  # (b, k, h, w)
         return UNet2DConditionOutput(sample=sample) if return_dict else (sample,)
 
-    def _check_class_labels(self, class_labels: Tensor | None, batch_size: int) -> None:
-        expected = None if self.class_embed_dim is None else (batch_size, self.class_embed_dim)
+    def _check_class_labels(self, class_labels: Tensor | None, captions: int) -> None:
+        expected = None if self.class_embed_dim is None else (captions, self.class_embed_dim)
         got = None if class_labels is None else tuple(class_labels.shape)
         if got != expected:
             raise ValueError(f"class_labels must be {expected}, got {got}")

@@ -24,6 +24,7 @@ from unclip_hub.models.checks import (
     text_mask_to_bool,
 )
 from unclip_hub.models.loading import ModelMixin
+from unclip_hub.models.step_cache import KeyValues, StepCache
 
 
 # after the text tokens: text embedding, timestep, noised image embedding, query (arXiv:2204.06125, section 2.2)
@@ -34,7 +35,7 @@ _FIXED = {
     "encoder_hid_proj_type": "linear",
     "added_emb_type": "prd",
 }
-Mask = Bool[Tensor, "b 1 n n"] | None
+Mask = Bool[Tensor, "b 1 n m"] | None
 
 
 class PriorTransformer(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
@@ -113,10 +114,12 @@ class PriorTransformer(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin
         self,
         hidden_states: Float[Tensor, "b d"],
         timestep: Num[Tensor, "..."] | float | int,
-        proj_embedding: Float[Tensor, "b p"],
-        encoder_hidden_states: Float[Tensor, "b l d"],
-        attention_mask: Bool[Tensor, "b l"] | Int[Tensor, "b l"] | None = None,
+        proj_embedding: Float[Tensor, "u p"],
+        encoder_hidden_states: Float[Tensor, "u l d"],
+        attention_mask: Bool[Tensor, "u l"] | Int[Tensor, "u l"] | None = None,
         return_dict: bool = True,
+        *,
+        cache: StepCache | None = None,
     ) -> PriorTransformerOutput | tuple[Float[Tensor, "b k"]]:
         """Predict the clean image embedding, in the normalised space of `post_process_latents`'s input.
 
@@ -124,45 +127,34 @@ class PriorTransformer(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin
             hidden_states: noised image embeddings.
             timestep: one for all or one per sample, in [0, 1000) for Karlo.
             proj_embedding: CLIP text embeddings.
-            encoder_hidden_states: the text encoder's last hidden states, `num_embeddings` of them.
+            encoder_hidden_states: the text encoder's last hidden states, `num_embeddings` of them, or fewer: those
+                that are missing are padding.
             attention_mask: which text tokens to keep; None keeps all.
+            cache: new at the first step of a call. The text tokens and the text embedding, which see nothing of what
+                changes, are then run only at that step. Captions are as `cache.rows` tells; without it one per sample.
 
         Raises:
             ValueError: shapes that do not fit the configuration.
         """
-        batch_size, dtype = hidden_states.shape[0], hidden_states.dtype
+        batch_size, captions = len(hidden_states), len(hidden_states if cache is None else proj_embedding)
+        length = min(encoder_hidden_states.shape[1], self.num_embeddings)
         check_shape("hidden_states", hidden_states, (batch_size, self.embedding_dim))
-        check_shape("proj_embedding", proj_embedding, (batch_size, self.embedding_proj_dim))
-        text_shape = (batch_size, self.num_embeddings, self.embedding_dim)
-        check_shape("encoder_hidden_states", encoder_hidden_states, text_shape)
-        text_mask = text_mask_to_bool(attention_mask, batch_size=batch_size, length=self.num_embeddings)
+        check_shape("proj_embedding", proj_embedding, (captions, self.embedding_proj_dim))
+        check_shape("encoder_hidden_states", encoder_hidden_states, (captions, length, self.embedding_dim))
+        text_mask = text_mask_to_bool(attention_mask, batch_size=captions, length=length)
 
-        timesteps = expand_timestep(timestep, batch_size=batch_size, device=hidden_states.device)
-        time = self.time_embedding(self.time_proj(timesteps).to(dtype))  # (b, w)
-        if self.embedding_proj_norm is not None:
-            proj_embedding = self.embedding_proj_norm(proj_embedding)
-        text = self.encoder_hidden_states_proj(encoder_hidden_states)  # (b, l, w)
-        tokens = torch.cat(
-            [
-                text,
-                self.embedding_proj(proj_embedding)[:, None],
-                time[:, None],
-                self.proj_in(hidden_states)[:, None],
-                self.prd_embedding.to(text.dtype).expand(batch_size, -1, -1),
-            ],
-            dim=1,
-        )  # (b, l + 4, w)
-        tokens = tokens + self.positional_embedding.to(tokens.dtype)
-        if self.norm_in is not None:
-            tokens = self.norm_in(tokens)
-        mask = None
-        if text_mask is not None:
-            mask = causal_and_text_mask(text_mask, additional_tokens=_ADDITIONAL_TOKENS)  # (b, 1, l + 4, l + 4)
-        for block in self.transformer_blocks:
-            if torch.is_grad_enabled() and self.gradient_checkpointing:
-                tokens = self._gradient_checkpointing_func(block, tokens, mask)
-            else:
-                tokens = block(tokens, mask)
+        tokens = self._step_tokens(hidden_states, timestep)  # (b, 3, w)
+        if cache is None:
+            tokens = torch.cat([self._caption_tokens(encoder_hidden_states, proj_embedding), tokens], dim=1)
+            tokens = self._run(tokens, _mask(text_mask, additional_tokens=_ADDITIONAL_TOKENS))  # (b, l + 4, w)
+        else:
+            layers = cache.layers(len(self.transformer_blocks))
+            if layers[0].pair is None:
+                caption = self._caption_tokens(encoder_hidden_states, proj_embedding)  # (u, l + 1, w)
+                self._run(caption, _mask(text_mask, additional_tokens=1), layers)
+            seen = text_mask if text_mask is not None else torch.ones_like(encoder_hidden_states[..., 0]).bool()
+            mask = causal_and_text_mask(seen[cache.rows], additional_tokens=_ADDITIONAL_TOKENS)[:, :, -3:]
+            tokens = self._run(tokens, mask, layers)  # (b, 3, w)
         predicted = self.proj_to_clip_embeddings(self.norm_out(tokens[:, -1]))  # (b, k)
         return PriorTransformerOutput(predicted_image_embedding=predicted) if return_dict else (predicted,)
 
@@ -181,6 +173,34 @@ class PriorTransformer(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin
         super().enable_group_offload(*args, **kwargs)
         self._buffers.update(statistics)
 
+    def _caption_tokens(self, text_states: Tensor, text_embed: Tensor) -> Float[Tensor, "u n w"]:
+        """The tokens that come first and, as attention is causal, see nothing of what follows."""
+        if self.embedding_proj_norm is not None:
+            text_embed = self.embedding_proj_norm(text_embed)
+        text, embed = self.encoder_hidden_states_proj(text_states), self.embedding_proj(text_embed)[:, None]
+        positions = self.positional_embedding.to(text.dtype)
+        end = self.num_embeddings
+        tokens = torch.cat([text + positions[:, : text.shape[1]], embed + positions[:, end : end + 1]], dim=1)
+        return tokens if self.norm_in is None else self.norm_in(tokens)
+
+    def _step_tokens(self, noised: Tensor, timestep: Tensor | float | int) -> Float[Tensor, "b 3 w"]:
+        """Timestep, noised embedding and query."""
+        timesteps = expand_timestep(timestep, batch_size=len(noised), device=noised.device)
+        time = self.time_embedding(self.time_proj(timesteps).to(noised.dtype))
+        embed = self.proj_in(noised)
+        query = self.prd_embedding[0].to(embed.dtype).expand_as(embed)
+        tokens = torch.stack([time, embed, query], dim=1)
+        tokens = tokens + self.positional_embedding[:, self.num_embeddings + 1 :].to(tokens.dtype)
+        return tokens if self.norm_in is None else self.norm_in(tokens)
+
+    def _run(self, tokens: Tensor, mask: Mask, layers: list[KeyValues] | None = None) -> Float[Tensor, "b n w"]:
+        for i, block in enumerate(self.transformer_blocks):
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                tokens = self._gradient_checkpointing_func(block, tokens, mask)
+            else:
+                tokens = block(tokens, mask, None if layers is None else layers[i])
+        return tokens
+
 
 class PriorBlock(nn.Module):
     """Pre-norm self-attention and feed-forward, with the parameter names of diffusers' `BasicTransformerBlock`.
@@ -195,8 +215,10 @@ class PriorBlock(nn.Module):
         self.norm3 = nn.LayerNorm(width)
         self.ff = FeedForward(width, dropout=dropout, activation_fn="gelu")
 
-    def forward(self, hidden_states: Float[Tensor, "b n w"], attention_mask: Mask = None) -> Float[Tensor, "b n w"]:
-        hidden_states = hidden_states + self.attn1(self.norm1(hidden_states), attention_mask)
+    def forward(
+        self, hidden_states: Float[Tensor, "b n w"], attention_mask: Mask = None, kept: KeyValues | None = None
+    ) -> Float[Tensor, "b n w"]:
+        hidden_states = hidden_states + self.attn1(self.norm1(hidden_states), attention_mask, kept)
         return hidden_states + self.ff(self.norm3(hidden_states))
 
 
@@ -207,13 +229,22 @@ class PriorAttnProcessor:
     _parallel_config: Any = None
 
     def __call__(
-        self, attn: "PriorAttention", hidden_states: Float[Tensor, "b n w"], attention_mask: Mask = None
+        self,
+        attn: "PriorAttention",
+        hidden_states: Float[Tensor, "b n w"],
+        attention_mask: Mask = None,
+        kept: KeyValues | None = None,
     ) -> Float[Tensor, "b n w"]:
         if attn.fused_projections:
             projections = attn.to_qkv(hidden_states).chunk(3, dim=-1)
         else:
             projections = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
         query, key, value = (x.unflatten(2, (attn.heads, -1)) for x in projections)  # (b, n, heads, d)
+        if kept is not None and kept.pair is None:
+            kept.pair = key, value
+        elif kept is not None:
+            before = kept.of_each_sample()
+            key, value = torch.cat([before[0], key], dim=1), torch.cat([before[1], value], dim=1)
         backend = self._attention_backend or _AttentionBackendRegistry.get_active_backend()[0]
         if attn.causal and attention_mask is None and backend == AttentionBackendName.FLEX:
             # diffusers' flex backend ignores is_causal where there is no mask (0.42.1)
@@ -231,7 +262,10 @@ class PriorAttnProcessor:
 
 
 class PriorAttention(nn.Module, AttentionModuleMixin):
-    """Self-attention, causal or not; a mask, where given, says all: it already contains the causal one."""
+    """Self-attention, causal or not; a mask, where given, says all: it already contains the causal one.
+
+    What is `kept` comes before the tokens; if nothing is yet, these tokens' keys and values are.
+    """
 
     processor: Any
     _default_processor_cls = PriorAttnProcessor
@@ -248,8 +282,10 @@ class PriorAttention(nn.Module, AttentionModuleMixin):
         self.to_out = nn.ModuleList([nn.Linear(width, width), nn.Dropout(dropout)])
         self.processor = PriorAttnProcessor()
 
-    def forward(self, hidden_states: Float[Tensor, "b n w"], attention_mask: Mask = None) -> Float[Tensor, "b n w"]:
-        return self.processor(self, hidden_states, attention_mask)
+    def forward(
+        self, hidden_states: Float[Tensor, "b n w"], attention_mask: Mask = None, kept: KeyValues | None = None
+    ) -> Float[Tensor, "b n w"]:
+        return self.processor(self, hidden_states, attention_mask, kept)
 
 
 def causal_and_text_mask(text_mask: Bool[Tensor, "b l"], *, additional_tokens: int) -> Bool[Tensor, "b 1 n n"]:
@@ -261,6 +297,10 @@ def causal_and_text_mask(text_mask: Bool[Tensor, "b l"], *, additional_tokens: i
     length = keep.shape[1]
     itself = torch.eye(length, dtype=torch.bool, device=keep.device)
     return _causal_mask(length, keep.device) & (keep[:, None, None] | itself)
+
+
+def _mask(text_mask: Bool[Tensor, "b l"] | None, *, additional_tokens: int) -> Mask:
+    return None if text_mask is None else causal_and_text_mask(text_mask, additional_tokens=additional_tokens)
 
 
 def _causal_mask(length: int, device: torch.device) -> Bool[Tensor, "1 1 n n"]:

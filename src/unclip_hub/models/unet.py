@@ -5,7 +5,8 @@ before their own. Parameter names are those of diffusers' `ResnetDownsampleBlock
 their mid and up counterparts.
 """
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,9 +16,11 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from unclip_hub.models.step_cache import KeyValues
 
-Context = Float[Tensor, "b l e"] | None
+
 Mask = Bool[Tensor, "b l"] | None
+Contexts = Iterator[tuple]  # for each attention layer what it takes beside the image
 
 
 def make_blocks(
@@ -68,17 +71,17 @@ def run_blocks(
     *,
     hidden_states: Float[Tensor, "b c h w"],
     time: Float[Tensor, "b t"],
-    context: Context = None,
-    mask: Mask = None,
+    contexts: Contexts | None = None,
 ) -> Float[Tensor, "b c h w"]:
     """Down, through the middle and up again; `time` is the activated time embedding."""
+    contexts = itertools.repeat(()) if contexts is None else contexts
     skips = [hidden_states]
     for block in down_blocks:
-        hidden_states, outputs = block(hidden_states, time, context, mask)
+        hidden_states, outputs = block(hidden_states, time, contexts)
         skips.extend(outputs)
-    hidden_states = mid_block(hidden_states, time, context, mask)
+    hidden_states = mid_block(hidden_states, time, contexts)
     for block in up_blocks:
-        hidden_states, skips = block(hidden_states, skips, time, context, mask)
+        hidden_states, skips = block(hidden_states, skips, time, contexts)
     return hidden_states
 
 
@@ -166,12 +169,18 @@ class ADMAttnProcessor:
         self,
         attn: "ADMAttention",
         hidden_states: Float[Tensor, "b c h w"],
-        encoder_hidden_states: Float[Tensor, "b l e"],
+        encoder_hidden_states: Float[Tensor, "u l e"],
         attention_mask: Mask = None,
+        kept: KeyValues | None = None,
     ) -> Float[Tensor, "b c h w"]:
         height, width = hidden_states.shape[2:]
         tokens = attn.group_norm(hidden_states).flatten(2).transpose(1, 2)  # (b, hw, c)
-        key, value = attn.add_k_proj(encoder_hidden_states), attn.add_v_proj(encoder_hidden_states)  # (b, l, c)
+        if kept is None:
+            key, value = attn.add_k_proj(encoder_hidden_states), attn.add_v_proj(encoder_hidden_states)  # (b, l, c)
+        else:
+            if kept.pair is None:
+                kept.pair = attn.add_k_proj(encoder_hidden_states), attn.add_v_proj(encoder_hidden_states)  # (u, l, c)
+            key, value = kept.of_each_sample()
         if attn.to_k is None or attn.to_v is None:
             query = attn.to_q(tokens)
         else:
@@ -198,7 +207,8 @@ class ADMAttnProcessor:
 class ADMAttention(nn.Module, AttentionModuleMixin):
     """GLIDE's attention: image tokens attend to [text tokens, image tokens], or to the text alone.
 
-    The text mask covers the text tokens; image tokens are never masked.
+    The text mask covers the text tokens; image tokens are never masked. The text's keys and values are those `kept`,
+    if they are, of the samples' captions.
     """
 
     processor: Any
@@ -225,10 +235,11 @@ class ADMAttention(nn.Module, AttentionModuleMixin):
     def forward(
         self,
         hidden_states: Float[Tensor, "b c h w"],
-        encoder_hidden_states: Float[Tensor, "b l e"],
+        encoder_hidden_states: Float[Tensor, "u l e"],
         attention_mask: Mask = None,
+        kept: KeyValues | None = None,
     ) -> Float[Tensor, "b c h w"]:
-        return self.processor(self, hidden_states, encoder_hidden_states, attention_mask)
+        return self.processor(self, hidden_states, encoder_hidden_states, attention_mask, kept)
 
 
 class DownBlock(nn.Module):
@@ -254,13 +265,13 @@ class DownBlock(nn.Module):
         self.downsamplers = nn.ModuleList([resnet(out_channels, out_channels, resample="down")] if downsample else [])
 
     def forward(
-        self, hidden_states: Float[Tensor, "b c h w"], time: Float[Tensor, "b t"], context: Context, mask: Mask
+        self, hidden_states: Float[Tensor, "b c h w"], time: Float[Tensor, "b t"], contexts: Contexts
     ) -> tuple[Tensor, list[Tensor]]:
         outputs = []
         for i, resnet in enumerate(self.resnets):
             hidden_states = _run(self, resnet, hidden_states, time)
             if self.attentions:
-                hidden_states = _run(self, self.attentions[i], hidden_states, context, mask)
+                hidden_states = _run(self, self.attentions[i], hidden_states, *next(contexts))
             outputs.append(hidden_states)
         for downsampler in self.downsamplers:
             hidden_states = _run(self, downsampler, hidden_states, time)
@@ -282,11 +293,11 @@ class MidBlock(nn.Module):
         self.attentions = nn.ModuleList([attention(channels)] if attention else [])
 
     def forward(
-        self, hidden_states: Float[Tensor, "b c h w"], time: Float[Tensor, "b t"], context: Context, mask: Mask
+        self, hidden_states: Float[Tensor, "b c h w"], time: Float[Tensor, "b t"], contexts: Contexts
     ) -> Float[Tensor, "b c h w"]:
         hidden_states = _run(self, self.resnets[0], hidden_states, time)
         for attention in self.attentions:
-            hidden_states = _run(self, attention, hidden_states, context, mask)
+            hidden_states = _run(self, attention, hidden_states, *next(contexts))
         return _run(self, self.resnets[1], hidden_states, time)
 
 
@@ -322,19 +333,18 @@ class UpBlock(nn.Module):
         hidden_states: Float[Tensor, "b c h w"],
         skips: list[Tensor],
         time: Float[Tensor, "b t"],
-        context: Context,
-        mask: Mask,
+        contexts: Contexts,
     ) -> tuple[Tensor, list[Tensor]]:
         for i, resnet in enumerate(self.resnets):
             hidden_states = _run(self, resnet, torch.cat([hidden_states, skips[-1 - i]], dim=1), time)
             if self.attentions:
-                hidden_states = _run(self, self.attentions[i], hidden_states, context, mask)
+                hidden_states = _run(self, self.attentions[i], hidden_states, *next(contexts))
         for upsampler in self.upsamplers:
             hidden_states = _run(self, upsampler, hidden_states, time)
         return hidden_states, skips[: -len(self.resnets)]
 
 
-def _run(block: DownBlock | MidBlock | UpBlock, layer: nn.Module, *inputs: Tensor | None) -> Tensor:
+def _run(block: DownBlock | MidBlock | UpBlock, layer: nn.Module, *inputs: Any) -> Tensor:
     if torch.is_grad_enabled() and block.gradient_checkpointing:
         return block._gradient_checkpointing_func(layer, *inputs)
     return layer(*inputs)

@@ -252,6 +252,7 @@ def latent_of(
     return replace(latent, guidance=latent.guidance | asked, negative_prompt=negative)
 
 
+@torch.no_grad()
 def reconstruct(
     pipe: UnCLIPPipelineBase,
     latent: BipartiteLatent,
@@ -263,7 +264,7 @@ def reconstruct(
     clamp: bool = True,
 ) -> Float[Tensor, "b 3 h w"]:
     """The decoder's pictures, in [-1, 1] unless not to ``clamp``: the inverted ones or, given other ``image_embeds``
-    or noise of strength ``eta``, edited ones.
+    or noise of strength ``eta``, edited ones. Without gradients, as ``invert``: with them networks round otherwise.
 
     Raises:
         ValueError: ``eta`` above 0 with an exact latent, which leaves no room for noise.

@@ -10,6 +10,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from unclip_hub.conditioning import Conditioning
+from unclip_hub.pipelines.keeping import can_keep, keeping
 from unclip_hub.pipelines.known import Known, holding, levels, renoised, spans
 from unclip_hub.pipelines.schedulers import check_scheduler, fitted, noise_level, supported, with_final
 from unclip_hub.pipelines.settings import Interval
@@ -36,11 +37,17 @@ def guided(
     ``context`` is what the network gets beside x_t as more channels, guided or not: a masked picture and its mask.
     """
     model, condition = {"prior": _prior, "decoder": _decoder}[stage](pipe)
-    beside = {} if context is None else {"context": context}
     active = None if guidance_interval is None else _within(guidance_interval, getattr(pipe, f"{stage}_scheduler"))
-    away = None if null is None or guidance_scale == 1 else {**condition(null.expand(len(cond))), **beside}
-    towards = {**condition(cond), **beside}
-    return guide(model, towards, null=away, scale=guidance_scale, rescale=guidance_rescale, active=active)
+    given = [cond] if null is None or guidance_scale == 1 else [cond, null.expand(len(cond))]
+    if can_keep(getattr(pipe, stage)):
+        model, conditions = keeping(model, condition, given)
+    else:
+        conditions = [condition(one) for one in given]
+    beside = {} if context is None else {"context": context}
+    towards, *away = ({**one, **beside} for one in conditions)
+    return guide(
+        model, towards, null=away[0] if away else None, scale=guidance_scale, rescale=guidance_rescale, active=active
+    )
 
 
 def run(
@@ -169,7 +176,7 @@ def _prior(pipe: Any) -> tuple[Callable[..., Tensor], Callable[[Conditioning], C
 
 
 def _decoder(pipe: Any) -> tuple[Callable[..., Tensor], Callable[[Conditioning], Condition]]:
-    def model(x: Tensor, t: Tensor, context: Tensor | None = None, **c: Tensor) -> Tensor:
+    def model(x: Tensor, t: Tensor, context: Tensor | None = None, **c: Any) -> Tensor:
         return pipe.decoder(x if context is None else torch.cat([x, context], dim=1), t, **c).sample
 
     return model, lambda cond: decoder_condition(pipe, cond)
