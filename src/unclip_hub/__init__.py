@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from unclip_hub.conditioning import Conditioning
+    from unclip_hub.models.ar_prior import AutoregressivePrior
     from unclip_hub.models.dalle2_pytorch_prior import DALLE2PytorchPrior
     from unclip_hub.models.dalle2_pytorch_projection import DALLE2PytorchProjection
     from unclip_hub.models.dalle2_pytorch_unet import DALLE2PytorchUNet
     from unclip_hub.models.decoder import UNet2DConditionModel
     from unclip_hub.models.dvae import DVAE
+    from unclip_hub.models.gaussian_prior import GaussianPrior
     from unclip_hub.models.glide_text import GlideTextEncoder
     from unclip_hub.models.one_step_prior import OneStepPrior
     from unclip_hub.models.prior_transformer import PriorTransformer
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from unclip_hub.schedulers.unclip import UnCLIPScheduler
 
 __all__ = [
+    "AutoregressivePrior",
     "BUNDLED_MODEL",
     "BipartiteLatent",
     "Conditioning",
@@ -46,6 +49,7 @@ __all__ = [
     "DALLE2PytorchScheduler",
     "DALLE2PytorchUNet",
     "DVAE",
+    "GaussianPrior",
     "GlideTextEncoder",
     "OneStepPrior",
     "PriorTransformer",
@@ -71,6 +75,7 @@ __all__ = [
 BUNDLED_MODEL = str(Path(__file__).parent / "assets" / "bundled")
 
 _HOMES = {
+    "AutoregressivePrior": "unclip_hub.models.ar_prior",
     "BipartiteLatent": "unclip_hub.pipelines.inversion",
     "Conditioning": "unclip_hub.conditioning",
     "DALLE2PytorchPrior": "unclip_hub.models.dalle2_pytorch_prior",
@@ -78,6 +83,7 @@ _HOMES = {
     "DALLE2PytorchScheduler": "unclip_hub.schedulers.dalle2_pytorch",
     "DALLE2PytorchUNet": "unclip_hub.models.dalle2_pytorch_unet",
     "DVAE": "unclip_hub.models.dvae",
+    "GaussianPrior": "unclip_hub.models.gaussian_prior",
     "GlideTextEncoder": "unclip_hub.models.glide_text",
     "OneStepPrior": "unclip_hub.models.one_step_prior",
     "PriorTransformer": "unclip_hub.models.prior_transformer",

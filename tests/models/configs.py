@@ -12,6 +12,7 @@ import torch
 from jaxtyping import TypeCheckError
 from torch import Tensor, nn
 
+from unclip_hub.models.ar_prior import AutoregressivePrior
 from unclip_hub.models.dalle2_pytorch_prior import DALLE2PytorchPrior
 from unclip_hub.models.dalle2_pytorch_projection import DALLE2PytorchProjection
 from unclip_hub.models.dalle2_pytorch_unet import DALLE2PytorchUNet
@@ -102,6 +103,16 @@ PRIOR_ONE_STEP_NORMS = dict(
     embedding_proj_norm_type="layer",
     embedding_proj_dim=28,
     clip_embed_dim=12,
+)
+PRIOR_AUTOREGRESSIVE = dict(
+    num_attention_heads=3,
+    attention_head_dim=8,
+    num_layers=3,
+    embedding_dim=D,
+    num_embeddings=L,
+    num_components=5,
+    num_buckets=11,
+    num_similarity_buckets=13,
 )
 GLIDE_TEXT = dict(
     vocab_size=19, num_embeddings=L, num_attention_heads=3, attention_head_dim=8, num_layers=2, time_embed_dim=20
@@ -223,6 +234,13 @@ def one_step_inputs(config: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in prior_inputs(config).items() if name != "timestep"}
 
 
+def autoregressive_inputs(config: dict[str, Any]) -> dict[str, Any]:
+    """The second row's similarity is unknown."""
+    inputs = {name: value for name, value in one_step_inputs(config).items() if name != "hidden_states"}
+    codes = torch.randint(config["num_buckets"], (B, config["num_components"] - 1))
+    return inputs | {"similarity": torch.tensor([8, -1]), "codes": codes}
+
+
 def glide_text_inputs(config: dict[str, Any]) -> dict[str, Any]:
     return {"input_ids": torch.randint(config["vocab_size"], (B, L)), "attention_mask": text_mask()}
 
@@ -304,6 +322,7 @@ CASES = [
     Case("prior-norms", PriorTransformer, PRIOR_NORMS, prior_inputs),
     Case("one-step-prior", OneStepPrior, PRIOR_ECLIPSE, one_step_inputs),
     Case("one-step-prior-norms", OneStepPrior, PRIOR_ONE_STEP_NORMS, one_step_inputs),
+    Case("autoregressive-prior", AutoregressivePrior, PRIOR_AUTOREGRESSIVE, autoregressive_inputs),
     Case("glide-text", GlideTextEncoder, GLIDE_TEXT, glide_text_inputs),
     Case("dvae", DVAE, DVAE_TINY, dvae_inputs, ("convs.1", "conv_out")),
     Case("dalle2-prior-0.15", DALLE2PytorchPrior, PRIOR_0_15, dalle2_prior_inputs, ("to_kv", "ff_in")),

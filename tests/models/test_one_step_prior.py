@@ -5,6 +5,7 @@ import torch
 from models.configs import BY_NAME, PRIOR_ECLIPSE, refuses, text_mask
 from safetensors.torch import load_file, save_file
 
+from unclip_hub.conditioning import Conditioning
 from unclip_hub.models.one_step_prior import OneStepPrior
 
 
@@ -85,3 +86,36 @@ def test_the_statistics_in_a_file_are_not_read_and_nothing_else_is_passed_over(t
     save_file(state | {"time_embedding.linear_1.bias": torch.rand(24)}, file)
     with pytest.raises(ValueError, match="1 unexpected keys: time_embedding.linear_1.bias"):
         OneStepPrior.from_pretrained(tmp_path)
+
+
+def captions() -> Conditioning:
+    inputs = CASE.inputs()
+    return Conditioning(inputs["proj_embedding"], inputs["encoder_hidden_states"], inputs["attention_mask"])
+
+
+def test_a_sample_is_what_the_network_makes_of_noise_and_the_caption():
+    model, cond = CASE.model(), captions()
+    noise = torch.randn(2, 32, generator=torch.Generator().manual_seed(3))
+    expected = model(noise, cond.text_embed, cond.text_states, cond.text_mask).predicted_image_embedding
+    torch.testing.assert_close(model.sample(cond, generator=torch.Generator().manual_seed(3)), expected)
+
+
+def test_a_row_with_its_own_generator_is_the_same_alone():
+    model, cond = CASE.model(), captions()
+    together = model.sample(cond, generator=[torch.Generator().manual_seed(i) for i in range(2)])
+    alone = model.sample(cond.roll(1).take(1), generator=[torch.Generator().manual_seed(1)])
+    torch.testing.assert_close(alone, together[1:], rtol=1e-4, atol=1e-5)
+    assert (together[0] - model.sample(cond, generator=torch.Generator().manual_seed(7))[0]).abs().max() > 1e-4
+
+
+def test_samples_of_a_half_precision_network_are_float32():
+    cond = captions()
+    drawn = CASE.model().to(torch.bfloat16).sample(cond, generator=torch.Generator().manual_seed(3))
+    expected = CASE.model().sample(cond, generator=torch.Generator().manual_seed(3))
+    assert drawn.dtype == torch.float32
+    torch.testing.assert_close(drawn, expected, rtol=0, atol=0.1 * expected.abs().max().item())
+
+
+def test_guidance_is_not_among_its_options():
+    with pytest.raises(TypeError, match="guidance_scale"):
+        CASE.model().sample(captions(), guidance_scale=2.0)

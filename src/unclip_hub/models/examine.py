@@ -15,7 +15,8 @@ from unclip_hub.models.expected import expected, find_class
 def examine(checkpoint: Checkpoint) -> dict[str, str]:
     """Compare every component with the class that loads it, and all with one another; returns what they can do."""
     problems, components = checkpoint.problems, checkpoint.components
-    problems += absent(checkpoint.pipeline, components)
+    needless = _needless(components)
+    problems += absent(checkpoint.pipeline, {*components, *needless})
     shapes, configs = {}, {}
     for name, component in components.items():
         found = _expected(component, problems)
@@ -30,9 +31,15 @@ def examine(checkpoint: Checkpoint) -> dict[str, str]:
     problems += _statistics(components.get("prior"))
     problems += _dtypes(components)
     ill = {problem.where for problem in problems if problem.level == "error"}
-    return _abilities(
-        tasks({name: config for name, config in configs.items() if name not in ill}), configs, checkpoint
-    )
+    sound = {name: config for name, config in configs.items() if name not in ill}
+    return _abilities(tasks(sound | {name: {} for name in needless}), configs, checkpoint)
+
+
+def _needless(components: dict[str, Component]) -> set[str]:
+    """A prior that samples itself has no scheduler."""
+    prior = components.get("prior")
+    cls = None if prior is None else find_class(*prior.ours)
+    return {"prior_scheduler"} if hasattr(cls, "sample") else set()
 
 
 def _expected(component: Component, problems: list[Problem]) -> tuple[dict[str, Any], dict[str, Any]] | None:

@@ -11,15 +11,20 @@ from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_N
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from unclip_hub.models.ar_prior import AutoregressivePrior
 from unclip_hub.models.decoder import UNet2DConditionModel
+from unclip_hub.models.one_step_prior import OneStepPrior
 from unclip_hub.models.prior_transformer import PriorTransformer
 from unclip_hub.models.text_proj import UnCLIPTextProjModel
 from unclip_hub.models.upsampler import UNet2DModel
 
 
 # as peft reads them: ends of the names of layers
+_TRANSFORMER = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
 TARGETS: dict[type[nn.Module], tuple[str, ...]] = {
-    PriorTransformer: ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"),
+    PriorTransformer: _TRANSFORMER,
+    AutoregressivePrior: _TRANSFORMER,
+    OneStepPrior: _TRANSFORMER,
     UNet2DConditionModel: ("to_q", "to_k", "to_v", "add_k_proj", "add_v_proj", "to_out.0"),
     UnCLIPTextProjModel: (
         "embedding_proj",

@@ -7,9 +7,11 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.loaders.peft import PeftAdapterMixin
 from diffusers.models.attention import AttentionMixin
 from diffusers.models.transformers.prior_transformer import PriorTransformerOutput
+from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from unclip_hub.conditioning import Conditioning
 from unclip_hub.models.checks import check_family, check_one_of, check_shape, text_mask_to_bool
 from unclip_hub.models.loading import ModelMixin
 from unclip_hub.models.prior_transformer import PriorBlock, causal_and_text_mask
@@ -131,3 +133,27 @@ class OneStepPrior(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
                 tokens = block(tokens, mask)
         predicted = self.proj_to_clip_embeddings(self.norm_out(tokens[:, -1]))  # (b, k)
         return PriorTransformerOutput(predicted_image_embedding=predicted) if return_dict else (predicted,)
+
+    def sample(
+        self,
+        cond: Conditioning,
+        null: Conditioning | None = None,
+        *,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+    ) -> Float[Tensor, "b k"]:
+        """A CLIP image embedding, not normalised, for each caption.
+
+        Args:
+            null: what other priors are guided away from; this one has no guidance.
+            generator: one, or one for each caption.
+        """
+        device = cond.text_embed.device
+        noise = randn_tensor((len(cond), self.embedding_dim), generator=generator, device=device, dtype=torch.float32)
+        caption = cond.to(dtype=self.dtype)
+        predicted = self(
+            noise.to(self.dtype),
+            proj_embedding=caption.text_embed,
+            encoder_hidden_states=caption.text_states,
+            attention_mask=caption.text_mask,
+        ).predicted_image_embedding
+        return predicted.to(torch.promote_types(self.dtype, torch.float32))

@@ -35,13 +35,14 @@ from unclip_hub.models.prior_transformer import PriorTransformer
 from unclip_hub.models.text_proj import UnCLIPTextProjModel
 from unclip_hub.models.upsampler import UNet2DModel
 from unclip_hub.pipelines.captions import tokenize
-from unclip_hub.pipelines.checks import require
+from unclip_hub.pipelines.checks import check_prior_latents, require, require_prior
 from unclip_hub.pipelines.exchange import keep_dtypes
 from unclip_hub.pipelines.lora import LoraMixin
 from unclip_hub.pipelines.offload import offload_groups_to_disk
+from unclip_hub.pipelines.priors import diffused, sampled
 from unclip_hub.pipelines.publish import publish
 from unclip_hub.pipelines.registration import register
-from unclip_hub.pipelines.settings import Interval, check_defaults
+from unclip_hub.pipelines.settings import Interval, check_defaults, samples_itself
 from unclip_hub.pipelines.stage import Generator, OnStep, guided, run
 from unclip_hub.pipelines.weighting import context_length, encode_weighted
 from unclip_hub.sampling import Predict
@@ -89,7 +90,7 @@ class UnCLIPPipelineBase(LoraMixin, DiffusionPipeline):
 
     text_encoder: CLIPTextModelWithProjection | None
     tokenizer: CLIPTokenizer | None
-    prior: PriorTransformer | DALLE2PytorchPrior | None
+    prior: PriorTransformer | DALLE2PytorchPrior | ModelMixin | None
     text_proj: UnCLIPTextProjModel
     decoder: UNet2DConditionModel | DALLE2PytorchUNet
     super_res_first: UNet2DModel | DALLE2PytorchUNet | None
@@ -106,7 +107,7 @@ class UnCLIPPipelineBase(LoraMixin, DiffusionPipeline):
         decoder_scheduler: Any,
         text_encoder: CLIPTextModelWithProjection | None = None,
         tokenizer: CLIPTokenizer | None = None,
-        prior: PriorTransformer | DALLE2PytorchPrior | DiffusersPrior | None = None,
+        prior: PriorTransformer | DALLE2PytorchPrior | DiffusersPrior | ModelMixin | None = None,  # see `sample_prior`
         prior_scheduler: Any = None,
         super_res_first: UNet2DModel | DALLE2PytorchUNet | DiffusersUpsampler | None = None,
         super_res_last: UNet2DModel | DALLE2PytorchUNet | DiffusersUpsampler | None = None,
@@ -160,7 +161,8 @@ class UnCLIPPipelineBase(LoraMixin, DiffusionPipeline):
         if weighted:
             return encode_weighted(self, prompts)
         for word, near in unknown_words(self.tokenizer, prompts).items():
-            _warn_once(f"the model was not trained on the word {word!r}" + f"; it knows {', '.join(near)}" * bool(near))
+            instead = f"; it knows {', '.join(near)}" if near else ""
+            _warn_once(f"the model was not trained on the word {word!r}{instead}")
         tokens, mask, lost = tokenize(self.tokenizer, prompts, length=context_length(self))
         for text in lost:
             logger.warning(
@@ -187,37 +189,22 @@ class UnCLIPPipelineBase(LoraMixin, DiffusionPipeline):
         cond: Conditioning,
         null: Conditioning | None = None,
         *,
-        num_inference_steps: int,
-        guidance_scale: float | int = 1.0,
-        guidance_interval: Interval | None = None,
-        guidance_rescale: float | int = 0.0,
         generator: Generator = None,
         latents: Float[Tensor, "b d"] | None = None,
         on_step: OnStep | None = None,
+        **options: Any,
     ) -> Float[Tensor, "b d"]:
-        """A CLIP image embedding for each caption: the diffusion prior (Ramesh et al. 2022, section 2.2)."""
-        require(self, "sample_prior", "prior", "prior_scheduler")
-        assert self.prior is not None
-        x = run(
-            self,
-            "prior",
-            guided(
-                self,
-                "prior",
-                cond=cond,
-                null=null,
-                guidance_scale=guidance_scale,
-                guidance_interval=guidance_interval,
-                guidance_rescale=guidance_rescale,
-            ),
-            num_inference_steps=num_inference_steps,
-            shape=(len(cond), self.prior.config["embedding_dim"]),
-            dtype=self.prior.dtype,
-            generator=generator,
-            latents=latents,
-            on_step=on_step,
-        )
-        return self.prior.post_process_latents(x)
+        """A CLIP image embedding, not normalised, for each caption (Ramesh et al. 2022, section 2.2).
+
+        ``options`` are the prior's: a diffusion's are ``num_inference_steps``, which it needs, ``guidance_scale``,
+        ``guidance_interval`` and ``guidance_rescale``. Of any other prior they are the keyword arguments of its
+        ``sample``; it knows neither ``latents`` nor steps.
+        """
+        require_prior(self, "sample_prior")
+        if not samples_itself(self.prior):
+            return diffused(self, cond, null, generator=generator, latents=latents, on_step=on_step, **options)
+        check_prior_latents(self, latents)
+        return sampled(self, cond, null, generator=generator, **options)
 
     def decode(
         self,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from unclip_hub.conditioning import Conditioning
 from unclip_hub.pipelines.schedulers import check_scheduler
-from unclip_hub.pipelines.settings import Settings
+from unclip_hub.pipelines.settings import Settings, samples_itself
 
 
 OUTPUT_TYPES = ("pil", "np", "pt")
@@ -42,7 +42,7 @@ def check_call(
     if negative_prompt_embeds is None and settings.guided:
         require(pipe, "guidance", "text_encoder", "tokenizer", instead="negative_prompt_embeds")
     if image_embeds is None:
-        require(pipe, "text to image", "prior", "prior_scheduler", instead="image_embeds")
+        require_prior(pipe, "text to image", instead="image_embeds")
     return batch
 
 
@@ -61,10 +61,10 @@ def check_run(
     """Check what every task's call takes."""
     for stage, value in settings.steps.items():
         check_count(f"{stage}_num_inference_steps", value)
-    for stage, options in settings.guidance.items():
-        check_scale(f"{stage}_guidance_scale", options["guidance_scale"])
-        check_interval(f"{stage}_guidance_interval", options["guidance_interval"])
-        check_fraction(f"{stage}_guidance_rescale", options["guidance_rescale"])
+    for stage, options in {**settings.guidance, "prior": settings.prior}.items():
+        for part, check in _GUIDANCE.items():
+            if part in options:
+                check(f"{stage}_{part}", options[part])
     if isinstance(generator, list) and len(generator) != batch:
         raise ValueError(
             f"generator must be one generator or a list of {batch}, one per picture, got {len(generator)}"
@@ -74,6 +74,7 @@ def check_run(
     allowed = pipe._callback_tensor_inputs
     if not set(callback_inputs) <= set(allowed):
         raise ValueError(f"callback_on_step_end_tensor_inputs may hold {allowed}, got {list(callback_inputs)}")
+    check_prior_latents(pipe, latents.get("prior"))
     shapes = stage_shapes(pipe, batch)
     for stage, given in latents.items():
         if given is not None and stage not in shapes:
@@ -98,11 +99,23 @@ def require(pipe: Any, purpose: str, *names: str, instead: str | None = None) ->
         )
 
 
+def require_prior(pipe: Any, purpose: str, *, instead: str | None = None) -> None:
+    """Refuse what needs a prior, and a scheduler where it is a diffusion."""
+    schedulers = [] if samples_itself(pipe.prior) else ["prior_scheduler"]
+    require(pipe, purpose, "prior", *schedulers, instead=instead)
+
+
+def check_prior_latents(pipe: Any, latents: Tensor | None) -> None:
+    """Refuse noise for a prior that draws its own."""
+    if latents is not None and samples_itself(pipe.prior):
+        raise ValueError(f"{type(pipe.prior).__name__} samples by itself: it cannot be told prior_latents")
+
+
 def stage_shapes(pipe: Any, batch: int) -> dict[str, tuple[int, ...]]:
-    """The shape of every stage's latents for a batch, by the configurations of its networks."""
+    """The shape of the latents of every stage that is a diffusion, by the configurations of the networks."""
     size = pipe.decoder.config["sample_size"]
     shapes: dict[str, tuple[int, ...]] = {"decoder": (batch, 3, size, size)}
-    if pipe.prior is not None:
+    if pipe.prior is not None and not samples_itself(pipe.prior):
         shapes["prior"] = (batch, pipe.prior.config["embedding_dim"])
     if pipe.super_res_first is not None:
         size = pipe.super_res_first.config["sample_size"]
@@ -188,6 +201,13 @@ def check_shape(name: str, tensor: Tensor | None, expected: tuple[int, ...] | No
         raise ValueError(f"{name} must be a tensor {expected}, got {type(tensor).__name__}")
     if tuple(tensor.shape) != expected:
         raise ValueError(f"{name} must be {expected}, got {tuple(tensor.shape)}")
+
+
+_GUIDANCE = {
+    "guidance_scale": check_scale,
+    "guidance_interval": check_interval,
+    "guidance_rescale": check_fraction,
+}
 
 
 def _captions(name: str, value: Any) -> list[str]:

@@ -54,6 +54,7 @@ class UnCLIPInpaintPipeline(UnCLIPPipelineBase):
         decoder_guidance_interval: Interval | None = None,
         prior_guidance_rescale: float | int | None = None,
         decoder_guidance_rescale: float | int | None = None,
+        prior_options: dict[str, Any] | None = None,
         generator: Generator = None,
         prior_latents: Float[Tensor, "b d"] | None = None,
         decoder_latents: Float[Tensor, "b c h w"] | None = None,
@@ -99,6 +100,7 @@ class UnCLIPInpaintPipeline(UnCLIPPipelineBase):
             decoder_guidance_interval=decoder_guidance_interval,
             prior_guidance_rescale=prior_guidance_rescale,
             decoder_guidance_rescale=decoder_guidance_rescale,
+            prior_options=prior_options,
         )
         check_count("resampling", resampling)
         check_count("jump_length", jump_length)
@@ -137,8 +139,7 @@ class UnCLIPInpaintPipeline(UnCLIPPipelineBase):
         if image_embeds is None:
             own = self.encode_image((originals + 1) / 2) if image_weight else None
             drawn = None if image_weight == 1 else self.sample_prior(
-                cond, null, num_inference_steps=chosen.steps["prior"], **chosen.guidance["prior"],
-                generator=generator, latents=prior_latents, on_step=on_step,
+                cond, null, generator=generator, latents=prior_latents, on_step=on_step, **chosen.prior
             )  # fmt: skip
             image_embeds = mixed(drawn, own, image_weight=image_weight)
         small_images = self.repaint(

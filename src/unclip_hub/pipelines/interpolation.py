@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unclip_hub.embeddings import slerp, spherical_mean
 from unclip_hub.pipelines.base import Picture, UnCLIPPipelineBase, pictures
-from unclip_hub.pipelines.checks import check_count, check_run, check_shape, require
+from unclip_hub.pipelines.checks import check_count, check_run, check_shape, require, require_prior
 from unclip_hub.pipelines.frames import same_noise
 from unclip_hub.pipelines.inversion import BipartiteLatent, latent_of, reconstruct
 from unclip_hub.pipelines.output import Images, UnCLIPPipelineOutput, as_output
@@ -58,6 +58,7 @@ class UnCLIPInterpolationPipeline(UnCLIPPipelineBase):
         decoder_guidance_interval: Interval | None = None,
         prior_guidance_rescale: float | int | None = None,
         decoder_guidance_rescale: float | int | None = None,
+        prior_options: dict[str, Any] | None = None,
         generator: Generator = None,
         output_type: str = "pil",
         return_dict: bool = True,
@@ -97,6 +98,7 @@ class UnCLIPInterpolationPipeline(UnCLIPPipelineBase):
             decoder_guidance_interval=decoder_guidance_interval,
             prior_guidance_rescale=prior_guidance_rescale,
             decoder_guidance_rescale=decoder_guidance_rescale,
+            prior_options=prior_options,
         )
         noise = self._check(sources, latent, image_embeds, weights=weights, noise=noise, exact=exact)
         frames = (1 if weights is not None else FRAMES) if num_frames is None else num_frames
@@ -192,7 +194,7 @@ class UnCLIPInterpolationPipeline(UnCLIPPipelineBase):
             raise ValueError("noise='fixed' inverts nothing: leave exact and latent out")
         require(self, "interpolation", "text_encoder", "tokenizer")
         if texts:
-            require(self, "a caption", "prior", "prior_scheduler", instead="image_embeds")
+            require_prior(self, "a caption", instead="image_embeds")
         if len(texts) < len(sources or ()):
             require(self, "a picture", "image_encoder", "feature_extractor", instead="image_embeds")
             pictures([source for source in sources or () if not isinstance(source, str)])
@@ -222,10 +224,9 @@ class UnCLIPInterpolationPipeline(UnCLIPPipelineBase):
                 self.sample_prior(
                     self.encode_text(source, weighted=weighted),
                     self.encode_text(negative_prompt or "", weighted=weighted),
-                    num_inference_steps=chosen.steps["prior"],
-                    **chosen.guidance["prior"],
                     generator=same,
                     on_step=on_step,
+                    **chosen.prior,
                 )
             )
         return torch.cat([embed.to(embeds[0]) for embed in embeds])

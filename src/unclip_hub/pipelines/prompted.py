@@ -17,6 +17,7 @@ from unclip_hub.pipelines.checks import (
     check_run,
     count_prompts,
     require,
+    require_prior,
 )
 from unclip_hub.pipelines.settings import Settings
 
@@ -66,7 +67,7 @@ def check_prompted(
     if negative_prompt_embeds is None and settings.guided:
         require(pipe, "guidance", "text_encoder", "tokenizer", instead="negative_prompt_embeds")
     if image_embeds is None and image_weight < 1:
-        require(pipe, "a prompt", "prior", "prior_scheduler", instead="image_embeds or image_weight=1")
+        require_prior(pipe, "a prompt", instead="image_embeds or image_weight=1")
     if image_weight:
         require(pipe, "image_weight", "image_encoder", "feature_extractor", instead="image_embeds")
     return rows

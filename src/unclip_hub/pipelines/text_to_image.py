@@ -58,6 +58,7 @@ class UnCLIPPipeline(UnCLIPPipelineBase):
         decoder_guidance_interval: Interval | None = None,
         prior_guidance_rescale: float | int | None = None,
         decoder_guidance_rescale: float | int | None = None,
+        prior_options: dict[str, Any] | None = None,
         negative_prompt: str | list[str] | None = None,
         weighted: bool = False,
         prompt_embeds: Conditioning | None = None,
@@ -87,6 +88,8 @@ class UnCLIPPipeline(UnCLIPPipelineBase):
                 default all; likewise ``decoder_guidance_interval``. 0.2 to 5 is a start (arXiv:2404.07724).
             prior_guidance_rescale: 0 to 1, how far guidance's higher contrast is taken back (arXiv:2305.08891,
                 section 3.4; 0.7 there); likewise ``decoder_guidance_rescale``.
+            prior_options: keyword arguments of the prior's own, such as ``{"temperature": 0.9}`` of an autoregressive
+                one. Karlo's steps and guidance, and ``prior_latents``, are for diffusion priors alone.
             output_type: ``"pil"``, ``"np"`` or ``"pt"``.
             negative_prompt: captions to lead away from, one or one per prompt; the empty caption by default.
             weighted: read ``(red:1.4)`` in captions as "red", 1.4 times as strong; otherwise brackets are text.
@@ -115,6 +118,7 @@ class UnCLIPPipeline(UnCLIPPipelineBase):
             decoder_guidance_interval=decoder_guidance_interval,
             prior_guidance_rescale=prior_guidance_rescale,
             decoder_guidance_rescale=decoder_guidance_rescale,
+            prior_options=prior_options,
             num_prior_samples=num_prior_samples,
         )
         check_ranking(
@@ -161,13 +165,15 @@ class UnCLIPPipeline(UnCLIPPipelineBase):
             if null is not None and len(null) > 1:
                 null = null.repeat(each)
             if image_embeds is None:
-                prior = {"num_inference_steps": chosen.steps["prior"], **chosen.guidance["prior"], "on_step": on_step}
                 if chosen.num_prior_samples > 1 and prior_latents is None:
                     image_embeds, scores = best_prior_sample(
-                        self, cond, null, samples=chosen.num_prior_samples, generator=generator, **prior
-                    )
+                        self, cond, null, samples=chosen.num_prior_samples,
+                        generator=generator, on_step=on_step, **chosen.prior,
+                    )  # fmt: skip
                 else:
-                    image_embeds = self.sample_prior(cond, null, generator=generator, latents=prior_latents, **prior)
+                    image_embeds = self.sample_prior(
+                        cond, null, generator=generator, latents=prior_latents, on_step=on_step, **chosen.prior
+                    )
             small_images = self.decode(
                 cond.with_image(image_embeds.to(cond.text_embed.device)), null,
                 num_inference_steps=chosen.steps["decoder"], **chosen.guidance["decoder"],
