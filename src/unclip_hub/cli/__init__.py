@@ -19,6 +19,7 @@ COMMANDS = (  # a module of this package each, holding one click command named `
     "doctor",
     "edit",
     "embed",
+    "evaluate",
     "generate",
     "img2img",
     "inpaint",
