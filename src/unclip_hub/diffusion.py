@@ -39,6 +39,19 @@ def linear_alphas_cumprod(num_train_timesteps: int = 1000) -> Float[Tensor, "t"]
     return torch.cumprod(1 - betas.clamp(max=0.999), dim=0)
 
 
+def flow_alphas_cumprod(num_train_timesteps: int = 1000, *, max_beta: float = 0.999) -> Float[Tensor, "t"]:
+    """The straight path x_s = (1 - s) x_0 + s eps at s = 1/T … 1 (Lipman et al. 2023), as float64 abar_1 … abar_T.
+
+    Divided by sqrt((1 - s)² + s²) that path is x_t of abar = (1 - s)² / ((1 - s)² + s²), so Euler's step along it is
+    DDIM's. At s = 1 abar would be 0, and a prediction of the noise would imply no x_0: as in the cosine schedule beta
+    stays below ``max_beta``, so that the path ends at abar = 1e-9, which is s = 0.99997.
+    """
+    s = torch.arange(1, num_train_timesteps + 1, dtype=torch.float64) / num_train_timesteps
+    abar = (1 - s) ** 2 / ((1 - s) ** 2 + s**2)
+    betas = (1 - abar / torch.nn.functional.pad(abar[:-1], (1, 0), value=1.0)).clamp(max=max_beta)
+    return torch.cumprod(1 - betas, dim=0)
+
+
 def q_sample(x0: Float[Tensor, "b *shape"], noise: Float[Tensor, "b *shape"], *, abar: Float[Tensor, "b"]) -> Tensor:
     """x_t for one abar_t per row (Ho et al., eq. 4)."""
     abar = _per_row(abar, x0)

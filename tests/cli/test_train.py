@@ -1,6 +1,7 @@
 """`unclip train` from data to a model that opens, and what it refuses before it trains."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -11,10 +12,12 @@ from safetensors.torch import load_file
 
 from unclip_hub import BUNDLED_MODEL, UnCLIPPipeline
 from unclip_hub.cli import main
+from unclip_hub.models.dvae import DVAE
 
 
 COLOURS = {"red": (220, 30, 30), "green": (20, 160, 60), "blue": (40, 60, 220), "yellow": (250, 210, 40)}
 QUICK = ["--set", "train.steps=4", "--set", "batch=4", "--set", "train.log_every=2", "--set", "train.warmup=1"]
+QUICK += ["--set", "train.tracker=none"]  # trackio keeps its runs in the user's own folder
 FEW = ["--proof-steps", "25"]
 
 
@@ -27,6 +30,14 @@ def photos(tmp_path_factory):
         pixels[20 : 60 + 30 * i, 30:90] = 255 - pixels[20 : 60 + 30 * i, 30:90]
         Image.fromarray(pixels).save(folder / f"{name}.png")
         (folder / f"{name}.txt").write_text(f"a {name} wall\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cached(photos, tmp_path_factory):
+    """Their embeddings."""
+    folder = tmp_path_factory.mktemp("cached")
+    assert CliRunner().invoke(main, ["embed", str(photos), "-o", str(folder), "-q"]).exit_code == 0
     return folder
 
 
@@ -65,6 +76,7 @@ def test_a_trained_network_takes_its_place_in_the_base_model(photos, tmp_path, n
         if line.startswith("!["):
             assert Image.open(tmp_path / "run" / line.partition("(")[2][:-1]).size[0] > 100
     assert ("samples.png" in report) == (network != "prior")
+    assert ("best linear filter" in report) == (network == "decoder")
 
 
 def test_clip_learns_its_own_tokens_and_stands_alone(photos, tmp_path):
@@ -74,6 +86,21 @@ def test_clip_learns_its_own_tokens_and_stands_alone(photos, tmp_path):
     index = json.loads((tmp_path / "run" / "model" / "model_index.json").read_text())
     assert {"text_encoder", "image_encoder", "tokenizer", "feature_extractor"} <= set(index)
     assert "decoder" not in index
+
+
+def test_a_dvae_stands_alone_and_shows_pictures_beside_what_its_codes_are_worth(photos, tmp_path):
+    small = ["--set", "size=16", "--set", "train.steps=2", "--proof-steps", "0"]
+    ran = unclip("dvae", "--data", photos, "--output", tmp_path / "run", *QUICK, *small)
+    assert ran.exit_code == 0, ran.output
+    dvae = DVAE.from_pretrained(tmp_path / "run" / "model", subfolder="dvae")
+    with torch.no_grad():
+        assert dvae.decode(dvae.encode(torch.zeros(1, 3, 16, 24))).shape == (1, 3, 16, 24)
+    assert Image.open(tmp_path / "run" / "samples.png").size[1] >= 32
+    stats = json.loads((tmp_path / "run" / "stats.jsonl").read_text().splitlines()[-1])
+    assert {"reconstruction", "kl", "error", "perplexity", "codes", "temperature"} <= set(stats)
+    again = ["--base", tmp_path / "run" / "model", "--set", "start=base", "--proof-steps", "1"]
+    ran = unclip("dvae", "--data", photos, "--output", tmp_path / "more", *QUICK, *small[:-2], *again)
+    assert ran.exit_code == 0 and "nothing conditions this network" in ran.output, ran.output
 
 
 def test_adapters_go_to_a_file_that_the_pipeline_loads(photos, tmp_path):
@@ -118,6 +145,65 @@ def test_embeddings_computed_before_give_the_same_prior(photos, tmp_path):
         for output in ("pictures", "cached")
     ]
     assert losses[0] == pytest.approx(losses[1], rel=0.5)  # the rows come in another order
+
+
+def test_a_dry_run_counts_dalles_dvae():
+    ran = unclip("dvae", "--data", "x", "--output", "x", "--config", "paper", "--dry-run")
+    assert ran.exit_code == 0, ran.output
+    assert "97.6 million parameters" in ran.output  # of OpenAI's two halves
+
+
+@pytest.mark.parametrize("kind", ["autoregressive", "one_step", "flow", "gaussian"])
+def test_every_kind_of_prior_takes_its_place_and_samples_as_it_was_trained(cached, tmp_path, kind):
+    if kind == "gaussian":
+        options = ["--set", "batch=2"]
+    else:
+        options = [*QUICK, "--set", "train.steps=2", "--proof-steps", "0"]
+    ran = unclip("prior", "--kind", kind, "--data", cached, "--output", tmp_path / "run", *options)
+    assert ran.exit_code == 0, ran.output
+    model = tmp_path / "run" / "model"
+    pipe = UnCLIPPipeline.from_pretrained(model)
+    pipe.set_progress_bar_config(disable=True)
+    steps = {f"{stage}_num_inference_steps": 1 for stage in ("decoder", "super_res")}
+    called = []
+
+    def count(pipe, step, t, tensors):
+        called.append(pipe.stage)
+        return tensors
+
+    generator = torch.Generator().manual_seed(0)
+    images = pipe("a red wall", generator=generator, output_type="pt", callback_on_step_end=count, **steps).images
+    assert images.isfinite().all()
+    assert called.count("prior") == (4 if kind == "flow" else 0)
+    assert (pipe.prior_scheduler is None) == (kind != "flow")
+    assert not any(changed(model, part) for part in ("decoder", "text_proj", "super_res_first"))
+    report = (tmp_path / "run" / "report.md").read_text()
+    assert f"kind={kind}" in report and "baseline" in report or kind == "gaussian"
+    if kind == "gaussian":
+        assert "| fitted to | 4 embeddings |" in report and not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_kind_is_a_priors_and_a_base_must_be_of_it(photos, tmp_path):
+    refused = unclip("decoder", "--kind", "flow", "--data", photos, "--output", tmp_path / "run")
+    assert refused.exit_code == 1 and "--kind is a prior's, decoder has only one" in refused.output
+    other = ["--kind", "one_step", "--set", "start=base"]
+    refused = unclip("prior", *other, "--data", photos, "--output", tmp_path / "run")
+    assert refused.exit_code == 1 and "prior is a PriorTransformer, expected a OneStepPrior" in refused.output
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("autoregressive", r"\d\.\d million parameters, 256,000 views"),
+        ("one_step", r"1\.5 million parameters, 256,000 views"),
+        ("flow", r"1\.6 million parameters, 256,000 views"),
+        ("gaussian", r"0\.1 million parameters, one pass over the data"),
+    ],
+)
+def test_a_dry_run_knows_every_kind_of_prior(kind, said):
+    ran = unclip("prior", "--kind", kind, "--data", "x", "--output", "x", "--dry-run")
+    assert ran.exit_code == 0, ran.output
+    assert re.search(said, ran.output) and "memory, one process" in ran.output
 
 
 def test_a_dry_run_counts_the_papers_decoder():

@@ -5,7 +5,19 @@ import torch
 from torch import nn
 
 from unclip_hub.training.memory import Memory, dry_run, memory_estimate, saved_bytes
-from unclip_hub.training.presets import new_decoder, new_image_encoder, new_prior, new_text_encoder, new_upsampler
+from unclip_hub.training.presets import (
+    new_ar_prior,
+    new_decoder,
+    new_dvae,
+    new_image_encoder,
+    new_one_step_prior,
+    new_prior,
+    new_text_encoder,
+    new_upsampler,
+)
+
+
+PRIORS = {"diffusion": new_prior, "autoregressive": new_ar_prior, "one_step": new_one_step_prior}
 
 
 def linear():
@@ -43,12 +55,14 @@ def networks(name):
         parts = {"text_encoder": new_text_encoder("tiny"), "image_encoder": new_image_encoder("tiny")}
     elif name == "decoder":
         parts = dict(zip(("decoder", "text_proj"), new_decoder("tiny"), strict=True))
+    elif name in PRIORS:
+        parts = {"prior": PRIORS[name]("tiny")}
     else:
-        parts = {name: new_prior("tiny") if name == "prior" else new_upsampler("tiny")}
+        parts = {name: new_dvae("tiny") if name == "dvae" else new_upsampler("tiny")}
     return nn.ModuleDict(parts)
 
 
-@pytest.mark.parametrize("name", ["clip", "prior", "decoder", "upsampler"])
+@pytest.mark.parametrize("name", ["clip", *PRIORS, "decoder", "upsampler", "dvae"])
 def test_activations_grow_with_the_batch(name):
     with torch.device("meta"):
         modules = networks(name)

@@ -1,5 +1,7 @@
 """What an error counts at each noise level, whatever the network predicts."""
 
+from itertools import product
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -22,8 +24,9 @@ def outputs(noised, x0, abar, wrong):
     return {"sample": wrong, "epsilon": eps, "v_prediction": a * eps - s * wrong}
 
 
-@pytest.mark.parametrize("weighting", ["velocity", "min_snr"])
-@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+@pytest.mark.parametrize(
+    ("weighting", "schedule"), [*product(["velocity", "min_snr"], ["cosine", "linear"]), ("flow", "flow")]
+)
 def test_the_same_prediction_costs_the_same_in_every_form(weighting, schedule):
     x0 = torch.randn(6, 3, 4, 5, generator=seeded())
     losses = {}
@@ -51,6 +54,7 @@ def test_weightings_are_those_of_the_formulas():
             "simple": torch.ones(7),
             "velocity": 1 / (1 - abar).clamp(min=0.09),
             "min_snr": torch.minimum(snr, torch.tensor(4.0)),
+            "flow": (1 + snr.sqrt()) ** 2 * (1 / (1 + snr.sqrt()) / 0.3).clamp(max=1) ** 2,
         }[weighting]
         losses, _ = objective.losses(output, x0, noised)
         assert_close(losses, weight * (output - x0).square().mean(1))
@@ -69,8 +73,8 @@ def test_noise_is_that_of_the_schedule():
     ("wrong", "message"),
     [
         ({"prediction_type": "flow"}, "prediction_type must be one of epsilon, sample, v_prediction, got 'flow'"),
-        ({"weighting": "p2"}, "weighting must be one of simple, velocity, min_snr, got 'p2'"),
-        ({"schedule": "sigmoid"}, "schedule must be one of cosine, linear, got 'sigmoid'"),
+        ({"weighting": "p2"}, "weighting must be one of simple, velocity, min_snr, flow, got 'p2'"),
+        ({"schedule": "sigmoid"}, "schedule must be one of cosine, linear, flow, got 'sigmoid'"),
         ({"gamma": 0.0}, "gamma must be above 0"),
         ({"bound_weight": -1.0}, "bound_weight must be at least 0"),
     ],

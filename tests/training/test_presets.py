@@ -12,8 +12,11 @@ from unclip_hub.models.glide_text import GlideTextEncoder
 from unclip_hub.training.presets import (
     PRESETS,
     context_length,
+    new_ar_prior,
     new_decoder,
+    new_dvae,
     new_image_encoder,
+    new_one_step_prior,
     new_prior,
     new_text_encoder,
     new_upsampler,
@@ -58,6 +61,13 @@ def test_karlo_is_karlo_to_the_last_parameter():
     decoder, text_proj = new_decoder("karlo")
     assert (size(decoder), size(text_proj)) == (885_439_686, 7_878_400)
     assert size(new_upsampler("karlo")) == 691_579_523
+    assert 33e6 < size(new_one_step_prior("karlo")) < 34e6  # as its paper says (arXiv:2312.04655, section 4.1)
+
+
+def test_the_papers_dvae_is_openais_to_the_last_parameter():
+    dvae = new_dvae("paper")
+    assert (size(dvae.encoder), size(dvae.decoder)) == (53_786_240, 43_829_766)
+    assert 1e6 < size(new_dvae("tiny")) < 2e6
 
 
 def test_the_papers_networks_have_the_sizes_in_its_table():
@@ -87,6 +97,8 @@ def test_the_networks_of_a_preset_fit_together(preset):
     text, image, prior = new_text_encoder(preset), new_image_encoder(preset), new_prior(preset)
     decoder, text_proj = new_decoder(preset)
     width = text.config.projection_dim
+    for other in (new_ar_prior(preset), new_one_step_prior(preset)):
+        assert (other.embedding_dim, other.num_embeddings) == (width, context_length(preset))
     assert width == text.config.hidden_size == image.config.projection_dim == prior.embedding_dim
     assert width == text_proj.clip_embeddings_dim
     assert prior.num_embeddings == text.config.max_position_embeddings == context_length(preset)
@@ -99,8 +111,16 @@ def test_changes_to_a_decoder_reach_its_text_proj():
     assert decoder.in_channels == 7 and text_proj.config["time_embed_dim"] == 128
 
 
+def test_the_tiny_priors_are_of_one_size():
+    sizes = [size(new("tiny")) for new in (new_prior, new_ar_prior, new_one_step_prior)]
+    assert max(sizes) < 1.4 * min(sizes)
+    assert new_ar_prior("tiny", num_components=11).num_components == 11
+
+
 def test_what_does_not_exist_is_refused():
     with pytest.raises(ValueError, match="preset must be one of tiny, karlo, paper, got 'huge'"):
         new_prior("huge")
+    with pytest.raises(ValueError, match="expected one of the dVAEs tiny, paper, got 'karlo'"):
+        new_dvae("karlo")
     with pytest.raises(ValueError, match="expected one of the upsamplers .* got karlo to 1024"):
         new_upsampler("karlo", size=1024)

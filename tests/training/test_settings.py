@@ -30,6 +30,17 @@ def test_changes_come_after_the_file(tmp_path):
     assert (read.batch, read.train.steps, read.train.lr, read.train.precision) == (5, 20, 0.5, "no")
 
 
+def test_a_kind_of_prior_has_settings_of_its_own(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("kind: one_step\ncontrastive: 0.5\n")
+    read = read_settings("prior", config=str(file), changes=["batch=7"])
+    assert read == settings.OneStepPrior(contrastive=0.5, batch=7) and read.kind == "one_step"
+    assert read_settings("prior", config="flow").objective.schedule == "flow"
+    assert read_settings("prior", config="flow", changes=["kind=gaussian", "kind=flow"]).kind == "flow"
+    for kind, cls in settings.PRIORS.items():
+        assert read_settings("prior", changes=[f"kind={kind}"]) == cls() and cls.kind == kind
+
+
 def test_no_is_a_word():
     assert read_settings("prior", changes=["train.precision=no"]).train.precision == "no"
 
@@ -39,7 +50,7 @@ def test_shipped_files_are_read_and_headed_by_their_command(file):
     network, name = file.stem.split("-")
     read = read_settings(network, config=name)
     given = yaml.safe_load(file.read_text())
-    assert read.preset == given["preset"] and read.batch == given["batch"]
+    assert all(getattr(read, key) == given[key] for key in {"kind", "preset", "batch"} & set(given))
     head = file.read_text().splitlines()[0]
     assert re.match(rf"# .*\btrain {network} --data \S.* --output \S+ --config {name}\b", head)
     assert re.search("Time: .*Score: |Not run here", " ".join(file.read_text().splitlines()[1:3]), re.DOTALL)
@@ -52,7 +63,10 @@ def test_every_network_has_the_bundled_models_settings():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"config": "huge"}, r"no settings 'huge': expected a YAML file or one of karlo, paper, tiny"),
+        (
+            {"config": "huge"},
+            r"no settings 'huge': expected a YAML file or one of autoregressive, flow, gaussian, .*tiny",
+        ),
         ({"changes": ["lr"]}, "--set takes key=value, for example train.lr=1e-4, got 'lr'"),
         ({"changes": ["lr=1"]}, "--set lr=1: there is no setting 'lr', expected one of preset, start"),
         ({"changes": ["train.learning_rate=1"]}, "there is no setting 'learning_rate', expected one of steps, lr"),
@@ -60,6 +74,11 @@ def test_every_network_has_the_bundled_models_settings():
         ({"changes": ["train.steps=many"]}, "`train.steps`: Couldn't parse 'many' into an int"),
         ({"changes": ["train.steps=0"]}, "steps must be at least 1, got 0"),
         ({"changes": ["objective.weighting=heavy"]}, "weighting must be one of .*, got 'heavy'"),
+        ({"changes": ["kind=magic"]}, "kind must be one of diffusion, autoregressive, .*, got 'magic'"),
+        ({"changes": ["kind=one_step", "drop_caption=0"]}, "no setting 'drop_caption', expected one of preset"),
+        ({"changes": ["kind=gaussian", "batches=-1"]}, "batch at least 1 and batches at least 0, got 256 and -1"),
+        ({"changes": ["objective.schedule=flow"]}, "schedule 'flow' and kind 'flow' need each other, got 'flow'"),
+        ({"config": "flow", "changes": ["objective.schedule=linear"]}, "need each other, got 'linear'"),
     ],
 )
 def test_what_does_not_fit_is_named(options, message):

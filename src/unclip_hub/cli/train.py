@@ -13,7 +13,8 @@ from unclip_hub.cli import plain_errors
 if TYPE_CHECKING:
     from unclip_hub.training.runs import Frozen, Run
 
-NETWORKS = ["clip", "prior", "decoder", "upsampler"]
+NETWORKS = ["clip", "prior", "decoder", "upsampler", "dvae"]
+STAND_ALONE = ("clip", "dvae")  # what completes no other model
 TOKENIZER_OF = 20_000  # captions
 
 
@@ -24,6 +25,7 @@ TOKENIZER_OF = 20_000  # captions
 )
 @click.option("--output", "-o", type=click.Path(path_type=Path, file_okay=False), required=True, help="Of the run.")
 @click.option("--config", metavar="NAME_OR_YAML", help="Shipped settings (tiny, karlo, paper, ...) or a YAML file.")
+@click.option("--kind", metavar="KIND", help="Of a prior: diffusion, autoregressive, one_step, flow or gaussian.")
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a setting: --set train.lr=1e-4")
 @click.option("--base", metavar="FOLDER_OR_REPO", help="The model that is completed. [default: the bundled model]")
 @click.option("--embeddings", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Of `unclip embed`.")
@@ -37,6 +39,7 @@ def command(
     data: str,
     output: Path,
     config: str | None,
+    kind: str | None,
     changes: tuple[str, ...],
     base: str | None,
     embeddings: Path | None,
@@ -61,9 +64,14 @@ def command(
     with plain_errors(debug=debug):
         from unclip_hub.training.settings import read_settings
 
+        if kind is not None:
+            if network != "prior":
+                raise ValueError(f"--kind is a prior's, {network} has only one")
+            changes = (f"kind={kind}", *changes)
         settings = read_settings(network, config=config, changes=changes)
         if dry_run:
-            click.echo(_size(network, settings))
+            gaussian = network == "prior" and settings.kind == "gaussian"
+            click.echo(_size_of_a_fit(settings, base=base) if gaussian else _size(network, settings))
             return
         from unclip_hub.hub.locate import locate
         from unclip_hub.training.conduct import conduct
@@ -74,8 +82,9 @@ def command(
         named = {"--config": config, "--base": base, "--embeddings": embeddings, "--exclude": exclude}
         typed += [text for name, value in named.items() if value is not None for text in (name, str(value))]
         typed += [text for change in changes for text in ("--set", change)]
-        facts = {"command": f"unclip train {shlex.join(typed)}", "data": data, "base": base or "the bundled model"}
-        completed = None if network == "clip" else folder
+        bundled = "none" if network in STAND_ALONE else "the bundled model"
+        facts = {"command": f"unclip train {shlex.join(typed)}", "data": data, "base": base or bundled}
+        completed = None if network in STAND_ALONE else folder
         conduct(run, settings, output=output, base=completed, facts=facts, proof_steps=proof_steps)
         click.echo(output / "report.md")
 
@@ -93,10 +102,10 @@ def _prepared(
     from unclip_hub.data.embeddings import Embeddings
     from unclip_hub.data.sources import open_data
     from unclip_hub.models.decoder import UNet2DConditionModel
-    from unclip_hub.models.prior_transformer import PriorTransformer
+    from unclip_hub.models.dvae import DVAE
     from unclip_hub.models.text_proj import UnCLIPTextProjModel
     from unclip_hub.models.upsampler import UNet2DModel
-    from unclip_hub.training import runs
+    from unclip_hub.training import prior_runs, runs
 
     source = open_data(data, exclude=exclude)
     if isinstance(source, Embeddings) and network != "prior":
@@ -105,7 +114,7 @@ def _prepared(
         )
     if network == "clip":
         return runs.clip(settings, source, tokenizer=_tokenizer(source, settings, output=output))
-    from_base = settings.start == "base"
+    from_base = getattr(settings, "start", "scratch") == "base"  # a Gaussian prior has nothing to start from
 
     def component(cls: Any, name: str) -> Any:
         return cls.from_pretrained(folder, subfolder=name) if from_base and (folder / name).is_dir() else None
@@ -113,13 +122,27 @@ def _prepared(
     if network == "upsampler":
         name = "super_res_first" if settings.size <= 256 else "super_res_1024"
         return runs.upsampler(settings, source, base=component(UNet2DModel, name))
+    if network == "dvae":
+        return runs.dvae(settings, source, base=component(DVAE, "dvae"))
     frozen = _frozen(folder)
     if network == "prior":
-        return runs.prior(settings, source, frozen=frozen, base=component(PriorTransformer, "prior"))
+        trained = prior_runs.CLASSES[settings.kind]
+        if from_base:
+            _same_class(folder, "prior", trained)
+        return prior_runs.prior(settings, source, frozen=frozen, base=component(trained, "prior"))
     parts = component(UNet2DConditionModel, "decoder"), component(UnCLIPTextProjModel, "text_proj")
     own = None if None in parts else parts
     cached = None if embeddings is None else Embeddings(embeddings)
     return runs.decoder(settings, source, frozen=frozen, base=own, embeddings=cached)
+
+
+def _same_class(folder: Path, name: str, trained: type) -> None:
+    """Refuse a base whose component is another kind: read as this one, it would be a network without its weights."""
+    from unclip_hub.hub.weights import read_json
+
+    there = read_json(folder / "model_index.json").get(name, (None, trained.__name__))[1]
+    if there != trained.__name__:
+        raise ValueError(f"start is 'base', but the base model's {name} is a {there}, expected a {trained.__name__}")
 
 
 def _frozen(folder: Path) -> "Frozen":
@@ -174,24 +197,48 @@ def _size(network: str, settings: Any) -> str:
 
     from unclip_hub.training import presets
     from unclip_hub.training.memory import dry_run, memory_estimate
+    from unclip_hub.training.prior_runs import FRESH
 
     with torch.device("meta"):
         if network == "clip":
             parts = {"text_encoder": presets.new_text_encoder(settings.preset)}
             parts |= {"image_encoder": presets.new_image_encoder(settings.preset)}
         elif network == "prior":
-            parts = {"prior": presets.new_prior(settings.preset)}
+            parts = {"prior": FRESH[settings.kind](settings.preset)}
         elif network == "decoder":
             decoder, text_proj = presets.new_decoder(settings.preset)
             parts = {"decoder": decoder, "text_proj": text_proj}
+        elif network == "dvae":
+            parts = {"dvae": presets.new_dvae(settings.preset)}
         else:
             parts = {"upsampler": presets.new_upsampler(settings.preset, size=settings.size)}
         modules = nn.ModuleDict(parts)
-        crop = settings.crop if network == "upsampler" else None
-        forward = dry_run(modules, batch_size=settings.batch, crop=crop)
+        edge = settings.crop if network == "upsampler" else settings.size if network == "dvae" else None
+        forward = dry_run(modules, batch_size=settings.batch, crop=edge)
         memory = memory_estimate(
             modules, forward=forward, precision="no" if settings.train.precision == "no" else "bf16"
         )
     parameters = sum(p.numel() for p in modules.parameters())
     views = settings.train.steps * settings.batch * settings.train.accumulate
     return f"{parameters / 1e6:.1f} million parameters, {views:,} views a process\nmemory, one process: {memory}"
+
+
+def _size_of_a_fit(settings: Any, *, base: str | None) -> str:
+    """What fitting a Gaussian prior would take; its widths are those of the base's CLIP."""
+    import torch
+    from transformers import AutoConfig
+
+    from unclip_hub.hub.locate import locate
+    from unclip_hub.models.gaussian_prior import GaussianPrior
+
+    folder = locate(base or BUNDLED_MODEL)
+    text: Any = AutoConfig.from_pretrained(folder / "text_encoder")
+    with torch.device("meta"):
+        states = text.hidden_size if settings.text_states else None
+        prior = GaussianPrior(text.projection_dim, text_states_dim=states)
+    parameters = sum(p.numel() for p in prior.parameters())
+    sums = 8 * (prior.mean.in_features + prior.embedding_dim) ** 2
+    return (
+        f"{parameters / 1e6:.1f} million parameters, one pass over the data\n"
+        f"memory, one process: weights {4 * parameters / 1e9:.2f} GB  sums {sums / 1e9:.2f} GB"
+    )

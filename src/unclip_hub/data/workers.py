@@ -1,11 +1,35 @@
 """What all endless batches share: worker processes, errors that cross from them in one line, states that must fit."""
 
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from unclip_hub.data.captioned import BrokenSample
+
+
+def made_ahead(make: Callable[[int], Any], numbers: Sequence[int], *, workers: int) -> Iterator[tuple[int, Any]]:
+    """``make(n)`` for each of ``numbers`` with its n, made by processes before it is asked for.
+
+    Raises:
+        BrokenSample: raised by ``make``, told as in this process.
+    """
+    for number, made in loader(_Numbered(make), workers, sampler=numbers):
+        yield number, whole(made)
+
+
+class _Numbered(Dataset):
+    """As torch has it, a dataset; its items are batches under their numbers, or what is wrong with them."""
+
+    def __init__(self, make: Callable[[int], Any]) -> None:
+        self.make = make
+
+    def __getitem__(self, number: int) -> tuple[int, Any]:
+        try:
+            return number, self.make(number)
+        except BrokenSample as problem:
+            return number, problem
 
 
 def loader(dataset: Dataset, workers: int, **options: Any) -> DataLoader:

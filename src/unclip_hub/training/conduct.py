@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 from unclip_hub.models.lora import save_lora
+from unclip_hub.training.bands import outside
 from unclip_hub.training.checkpoints import newest
 from unclip_hub.training.export import write_model
 from unclip_hub.training.loop import Stream, moved, train
 from unclip_hub.training.lora import merge_lora
 from unclip_hub.training.proof import prove
-from unclip_hub.training.report import write_report
+from unclip_hub.training.report import read_stats, write_report
 from unclip_hub.training.runs import Run, this_process
 from unclip_hub.training.samples import save_rows
 
@@ -42,22 +43,26 @@ def conduct(
     Raises:
         ValueError: ``output`` is of a run with other settings, or the check failed.
     """
+    if run.fit is not None:
+        return _fitted(run, config, output=output, base=base, facts=facts)
     process = this_process()
-    settings = json.loads(json.dumps(asdict(config), default=str)) | {"base": str(base), "data": facts.get("data")}
+    settings = _settings(config, base=base, facts=facts)
     adapters = bool(getattr(config, "lora_rank", 0))
     if process.is_main_process:
         output.mkdir(parents=True, exist_ok=True)
         _same_run(output / "run.json", settings)
+        run.task.modules.to(process.device)
+        first = moved(_first_batch(run), next(run.task.modules.parameters()).device)
+        bands = {} if run.bands is None else run.bands(first)
         if proof_steps and newest(output) is None:
-            run.task.modules.to(process.device)
-            _prove(run, config, output=output, steps=proof_steps, fine_tuned=_starts_from_base(config))
+            _prove(run, first, config, output=output, steps=proof_steps, fine_tuned=_starts_from_base(config))
     process.wait_for_everyone()
 
-    fixed = _first_batch(run) if run.draw is not None and not isinstance(run.batches, Stream) else None
-
     def sample(modules: nn.ModuleDict, step: int) -> None:
-        if run.draw is not None and fixed is not None:
-            save_rows(run.draw(moved(fixed, next(modules.parameters()).device)), output / "samples.png")
+        if run.draw is not None:
+            save_rows(run.draw(first), output / "samples.png")
+        if bands and (numbers := read_stats(output)):
+            print(f"step {step}: {outside(numbers[-1], bands)}", file=sys.stderr)
 
     averaged = train(run.task, run.batches, config.train, output=output, prepare=run.prepare, sample_fn=sample)
     if not process.is_main_process:
@@ -68,17 +73,41 @@ def conduct(
         result = save_lora(run.networks, output / "lora")
         merge_lora(run.task.modules)
     else:
-        result = write_model(output / "model", {**run.networks, **run.others}, base=base)
-    parameters = sum(p.numel() for network in run.networks.values() for p in network.parameters())
+        parts = {**run.networks, **run.others}
+        result = write_model(output / "model", parts, base=base, sampling_defaults=run.sampling_defaults)
     proof = output / "proof.txt"
     write_report(
         output,
         title=f"Training of {', '.join(run.networks)}",
-        facts={**facts, "parameters": f"{parameters / 1e6:.2f} million", "result": result.relative_to(output)},
+        facts={**facts, **_size(run), "result": result.relative_to(output)},
         proof=proof.read_text() if proof.exists() else None,
         samples="samples.png" if (output / "samples.png").exists() else None,
+        bands=bands,
     )
     return output
+
+
+def _fitted(run: Run, config: Any, *, output: Path, base: Path | None, facts: dict[str, Any]) -> Path:
+    """A run without steps, which there is nothing to resume of."""
+    assert run.fit is not None
+    output.mkdir(parents=True, exist_ok=True)
+    _same_run(output / "run.json", _settings(config, base=base, facts=facts))
+    fitted = run.fit()
+    parts = {**run.networks, **run.others}
+    result = write_model(output / "model", parts, base=base, sampling_defaults=run.sampling_defaults)
+    report = {**facts, **_size(run), **fitted, "result": result.relative_to(output)}
+    write_report(output, title=f"Training of {', '.join(run.networks)}", facts=report)
+    return output
+
+
+def _settings(config: Any, *, base: Path | None, facts: dict[str, Any]) -> dict[str, Any]:
+    """What makes a run this run, as JSON has it."""
+    return json.loads(json.dumps(asdict(config), default=str)) | {"base": str(base), "data": facts.get("data")}
+
+
+def _size(run: Run) -> dict[str, str]:
+    parameters = sum(p.numel() for network in run.networks.values() for p in network.parameters())
+    return {"parameters": f"{parameters / 1e6:.2f} million"}
 
 
 def _starts_from_base(config: Any) -> bool:
@@ -101,16 +130,18 @@ def _same_run(path: Path, settings: dict[str, Any]) -> None:
     os.replace(partial, path)
 
 
-def _prove(run: Run, config: Any, *, output: Path, steps: int, fine_tuned: bool) -> None:
-    device = next(run.task.modules.parameters()).device
-    proof = prove(
-        run.task, moved(_first_batch(run), device), lr=config.train.lr, steps=steps, at_most=1.0 if fine_tuned else 0.7
-    )
+def _prove(run: Run, batch: Any, config: Any, *, output: Path, steps: int, fine_tuned: bool) -> None:
+    proof = prove(run.task, batch, lr=config.train.lr, steps=steps, at_most=1.0 if fine_tuned else run.learnable)
     print(proof, file=sys.stderr)
     (output / "proof.txt").write_text(str(proof))
 
 
 def _first_batch(run: Run) -> Any:
-    """A batch to look at; of a stream it is the first one, which the run then does not see again."""
-    raw = next(run.batches) if isinstance(run.batches, Stream) else run.batches(0)
+    """A batch to look at; a stream is put back to where it was."""
+    if isinstance(run.batches, Stream):
+        place = run.batches.state_dict()
+        raw = next(run.batches)
+        run.batches.load_state_dict(place)
+    else:
+        raw = run.batches(0)
     return run.prepare(raw, torch.Generator().manual_seed(0))

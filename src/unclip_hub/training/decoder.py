@@ -74,7 +74,7 @@ class DecoderTask:
             sample = torch.cat([sample, batch.pixels * (1 - mask), mask], dim=1)
         output = self.predict(sample, t, batch.condition.where(keep_caption, self.empty), keep_image).float()
         losses, _ = self.objective.losses(output, batch.pixels, noised)
-        return losses.mean(), _by_noise(losses.detach(), t, len(self.objective.alphas_cumprod))
+        return losses.mean(), by_noise(losses.detach(), t, len(self.objective.alphas_cumprod))
 
     def predict(self, sample: Tensor, t: Tensor, condition: Conditioning, keep_image: Tensor) -> Tensor:
         """The network's output; where ``keep_image`` (b,) is False, text_proj's learned embedding is the picture's."""
@@ -93,6 +93,6 @@ class DecoderTask:
         ).sample
 
 
-def _by_noise(error: Float[Tensor, "b"], t: Tensor, steps: int, *, bins: int = 5) -> dict[str, float]:
+def by_noise(error: Float[Tensor, "b"], t: Tensor, steps: int, *, bins: int = 5) -> dict[str, float]:
     which = t * bins // steps
     return {f"v{i}": error[which == i].mean().item() for i in range(bins) if (which == i).any()}

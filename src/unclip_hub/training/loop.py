@@ -6,7 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, runtime_checkable
 
@@ -15,10 +15,11 @@ from accelerate import Accelerator, DistributedType
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
+from unclip_hub.data.workers import made_ahead
 from unclip_hub.training.average import Average
 from unclip_hub.training.checkpoints import check_room, newest, replace_file, restore, save
+from unclip_hub.training.tracking import TRACKERS, chosen_tracker, start_tracking
 
 
 Batch = Any
@@ -67,7 +68,8 @@ class TrainConfig:
         precision: ``"no"`` (float32), ``"bf16"`` or ``"fp16"`` (autocast; fp16 on a GPU only). ``"auto"`` is bf16, but
             float32 on a CPU without instructions for it, which would take twice as long.
         workers: processes that make numbered batches ahead; a ``Stream`` has its own.
-        tracker: ``"trackio"``, ``"tensorboard"``, ``"wandb"`` or ``"none"``; ``stats.jsonl`` is written always.
+        tracker: ``"trackio"``, ``"tensorboard"``, ``"wandb"``, ``"none"``, or ``"auto"``: trackio where it is
+            installed. ``stats.jsonl`` is written always.
         checkpoint_minutes: time between checkpoints.
         diverged: the run stops once the loss, averaged over ``log_every`` steps, is this many times its lowest.
     """
@@ -98,6 +100,8 @@ class TrainConfig:
             raise ValueError(f"ema must be in [0, 1), got {self.ema}")
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {PRECISIONS}, got {self.precision!r}")
+        if self.tracker not in TRACKERS:
+            raise ValueError(f"tracker must be one of {TRACKERS}, got {self.tracker!r}")
 
     def lr_at(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""
@@ -163,7 +167,7 @@ class _Run:
     ) -> None:
         self.task, self.batches, self.config, self.output = task, batches, config, output
         self.prepare, self.sample_fn = prepare, sample_fn
-        tracker = None if config.tracker == "none" else config.tracker
+        tracker = chosen_tracker(config.tracker)
         self.accelerator = Accelerator(
             mixed_precision=_precision(config.precision),
             log_with=tracker,
@@ -187,8 +191,10 @@ class _Run:
             batches.load_state_dict(position)
         if self.accelerator.is_main_process:
             _drop_later(output / "stats.jsonl", self.step)
+        if config.tracker == "auto" and tracker is None and self.accelerator.is_main_process:
+            print(f"curves: {output / 'stats.jsonl'}; to watch them while it trains: pip install trackio", flush=True)
         if tracker is not None:
-            self.accelerator.init_trackers(output.name, config=asdict(config) | {"betas": str(config.betas)})
+            start_tracking(self.accelerator, config, output=output, resumed=self.step > 0)
         self.window: dict[str, list[float]] = defaultdict(list)
         self.lowest, self.skipped = math.inf, 0
 
@@ -251,7 +257,7 @@ class _Run:
             with open(self.output / "stats.jsonl", "a") as file:
                 file.write(json.dumps(rounded) + "\n")
             print("  ".join(f"{name} {value:g}" for name, value in rounded.items()), flush=True)
-        self.accelerator.log(means, step=self.step)
+        self.accelerator.log(means | {"lr": self.config.lr_at(self.step)}, step=self.step)
         loss = broadcast_object_list([means["loss"]])[0]
         if loss > self.config.diverged * self.lowest > 0:
             self._stop(f"the loss rose from {self.lowest:g} to {loss:g}")
@@ -278,10 +284,7 @@ class _Run:
             return ((n, next(self.batches)) for n in numbers)
         if self.config.workers == 0:
             return ((n, self.batches(n)) for n in numbers)
-        loader = DataLoader(
-            _Numbered(self.batches), sampler=numbers, batch_size=None, num_workers=self.config.workers
-        )  # fmt: skip
-        return iter(loader)
+        return made_ahead(self.batches, numbers, workers=self.config.workers)
 
 
 def _precision(asked: str) -> str:
@@ -301,16 +304,6 @@ class _Loss(nn.Module):
 
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         return self.task_loss(batch, generator)
-
-
-class _Numbered(Dataset):
-    """Micro-batches under their numbers, for processes that make them ahead."""
-
-    def __init__(self, batches: Callable[[int], Batch]) -> None:
-        self.batches = batches
-
-    def __getitem__(self, number: int) -> tuple[int, Batch]:
-        return number, self.batches(number)
 
 
 def _decay_groups(modules: nn.ModuleDict, weight_decay: float) -> list[dict[str, Any]]:

@@ -7,8 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unclip_hub.models.ar_prior import AutoregressivePrior
+from unclip_hub.models.one_step_prior import OneStepPrior
+
 
 STATE = {"adamw": 2, "sgd": 0}  # float32 numbers that an optimizer keeps per trained weight
+DVAE_SIDE = 256  # px of DALL-E's pictures
 TEXT_TOKENS = 77  # of a decoder's captions, which its configuration leaves open
 
 
@@ -88,7 +92,7 @@ def dry_run(modules: nn.ModuleDict, *, batch_size: int, crop: int | None = None)
     """A forward pass of a task's networks on empty inputs of a batch, wherever they are: on ``meta``, of no cost.
 
     Args:
-        crop: the side of an upsampler's pictures; by default a quarter of its full size.
+        crop: the side of an upsampler's pictures, by default a quarter of its full size; or of a dVAE's.
 
     Raises:
         ValueError: modules of no task that is known here.
@@ -108,9 +112,17 @@ def dry_run(modules: nn.ModuleDict, *, batch_size: int, crop: int | None = None)
     def prior() -> Tensor:
         config = m["prior"].config
         width, length = config["embedding_dim"], config["num_embeddings"]
-        mask = torch.ones(b, length, dtype=torch.bool, device=device)
-        states = zeros(b, length, width)
-        return m["prior"](zeros(b, width), zeros(b), zeros(b, width), states, mask).predicted_image_embedding
+        caption = {
+            "proj_embedding": zeros(b, width),
+            "encoder_hidden_states": zeros(b, length, width),
+            "attention_mask": torch.ones(b, length, dtype=torch.bool, device=device),
+        }
+        if isinstance(m["prior"], AutoregressivePrior):
+            codes = torch.zeros(b, config["num_components"] - 1, dtype=torch.long, device=device)
+            return m["prior"](**caption, similarity=codes[:, 0], codes=codes).logits
+        if isinstance(m["prior"], OneStepPrior):
+            return m["prior"](zeros(b, width), **caption).predicted_image_embedding
+        return m["prior"](zeros(b, width), zeros(b), **caption).predicted_image_embedding
 
     def decoder() -> Tensor:
         config, proj = m["decoder"].config, m["text_proj"].config
@@ -129,7 +141,11 @@ def dry_run(modules: nn.ModuleDict, *, batch_size: int, crop: int | None = None)
         side = crop or config["sample_size"] // 4
         return m["upsampler"](zeros(b, config["in_channels"], side, side), zeros(b)).sample
 
-    passes = {"text_encoder": clip, "prior": prior, "decoder": decoder, "upsampler": upsampler}
+    def dvae() -> Tensor:
+        side = crop or DVAE_SIDE
+        return m["dvae"](zeros(b, 3, side, side)).sample
+
+    passes = {"text_encoder": clip, "prior": prior, "decoder": decoder, "upsampler": upsampler, "dvae": dvae}
     for name, run in passes.items():
         if name in modules:
             return run

@@ -12,6 +12,7 @@ from unclip_hub.diffusion import (
     PREDICTION_TYPES,
     bound_terms,
     cosine_alphas_cumprod,
+    flow_alphas_cumprod,
     linear_alphas_cumprod,
     min_snr_weight,
     predicted_x0,
@@ -20,8 +21,12 @@ from unclip_hub.diffusion import (
 )
 
 
-SCHEDULES: dict[str, Callable[[], Tensor]] = {"cosine": cosine_alphas_cumprod, "linear": linear_alphas_cumprod}
-WEIGHTINGS = ("simple", "velocity", "min_snr")
+SCHEDULES: dict[str, Callable[[], Tensor]] = {
+    "cosine": cosine_alphas_cumprod,
+    "linear": linear_alphas_cumprod,
+    "flow": flow_alphas_cumprod,
+}
+WEIGHTINGS = ("simple", "velocity", "min_snr", "flow")
 
 
 @dataclass(frozen=True)
@@ -42,8 +47,10 @@ class Objective:
         weighting: ``"simple"`` counts the error of what the network predicts alike at every noise level (Ho et al.
             2020, eq. 14). ``"velocity"`` counts it as the error of v, 1 / sigma² times that of x_0 (Salimans & Ho
             2022, section 4), with sigma bounded below by ``min_noise``. ``"min_snr"`` is ``min_snr_weight`` with
-            ``gamma``.
-        schedule: ``"cosine"`` or, as for 256 → 1024 px in Ramesh et al. 2022, table 3, ``"linear"``.
+            ``gamma``. ``"flow"`` counts it as the error of the velocity along the straight path from x_0 to the noise:
+            1 / s² times that of x_0, s = sigma / (sqrt(abar) + sigma), bounded below by ``min_noise`` too.
+        schedule: ``"cosine"`` or, as for 256 → 1024 px in Ramesh et al. 2022, table 3, ``"linear"``; or ``"flow"``,
+            the straight path of flow matching (Lipman et al. 2023) as a noise schedule, see ``flow_alphas_cumprod``.
         bound_weight: lambda of the hybrid loss (Nichol & Dhariwal 2021, eq. 16), for networks with twice the channels.
 
     Raises:
@@ -99,6 +106,9 @@ class Objective:
             losses = error
         elif self.weighting == "velocity":
             losses = x0_error / (1 - abar).clamp(min=self.min_noise**2)
+        elif self.weighting == "flow":
+            sigma = (1 - abar).sqrt()
+            losses = x0_error / (sigma / (abar.sqrt() + sigma)).clamp(min=self.min_noise) ** 2
         else:
             losses = error * min_snr_weight(abar, kind=kind, gamma=self.gamma)
         if variance is not None:

@@ -12,7 +12,10 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
+from unclip_hub.models.ar_prior import AutoregressivePrior
 from unclip_hub.models.decoder import UNet2DConditionModel
+from unclip_hub.models.dvae import DVAE
+from unclip_hub.models.one_step_prior import OneStepPrior
 from unclip_hub.models.prior_transformer import PriorTransformer
 from unclip_hub.models.text_proj import UnCLIPTextProjModel
 from unclip_hub.models.upsampler import UNet2DModel
@@ -71,6 +74,31 @@ _PRIOR: dict[str, dict[str, Any]] = {
     "karlo": dict(num_attention_heads=32, attention_head_dim=64, num_layers=20, embedding_dim=768, num_embeddings=77),
     "paper": dict(
         num_attention_heads=32, attention_head_dim=64, num_layers=24, embedding_dim=1024, num_embeddings=256
+    ),
+}
+# components: what holds 99 % of the variance of the bundled CLIP's embeddings, and the paper's 319; "karlo" is the
+# paper's transformer beside Karlo's CLIP
+_AR_PRIOR: dict[str, dict[str, Any]] = {
+    "tiny": dict(
+        num_attention_heads=6,
+        attention_head_dim=32,
+        num_layers=3,
+        embedding_dim=192,
+        num_embeddings=32,
+        num_components=29,
+        num_buckets=256,
+    ),
+    "karlo": dict(num_attention_heads=26, attention_head_dim=64, num_layers=24, embedding_dim=768, num_embeddings=77),
+    "paper": dict(
+        num_attention_heads=26, attention_head_dim=64, num_layers=24, embedding_dim=1024, num_embeddings=256
+    ),
+}
+# "karlo" is ECLIPSE's for Karlo (arXiv:2312.04655), "paper" the same beside the paper's CLIP
+_ONE_STEP_PRIOR: dict[str, dict[str, Any]] = {
+    "tiny": dict(num_attention_heads=6, attention_head_dim=32, num_layers=3, embedding_dim=192, num_embeddings=32),
+    "karlo": dict(num_attention_heads=16, attention_head_dim=32, num_layers=10, embedding_dim=768, num_embeddings=77),
+    "paper": dict(
+        num_attention_heads=16, attention_head_dim=32, num_layers=10, embedding_dim=1024, num_embeddings=256
     ),
 }
 _ATTENTION_BELOW_THE_TOP = dict(
@@ -135,6 +163,11 @@ _UPSAMPLER: dict[tuple[str, int], dict[str, Any]] = {
         block_out_channels=(192, 192, 384, 384, 768, 768), layers_per_block=2, resnet_time_scale_shift="scale_shift"
     ),
 }
+# "paper": what OpenAI released of DALL-E's discrete VAE, for 256 px
+_DVAE: dict[str, dict[str, Any]] = {
+    "tiny": dict(vocab_size=512, channels=32, decoder_in_channels=64, layers_per_group=2),
+    "paper": dict(vocab_size=8192, channels=256, decoder_in_channels=128, layers_per_group=2),
+}
 
 
 def new_text_encoder(preset: str, *, vocab_size: int = OPENAI_VOCABULARY) -> CLIPTextModelWithProjection:
@@ -171,6 +204,16 @@ def new_prior(preset: str) -> PriorTransformer:
     return PriorTransformer(**_of(_PRIOR, preset))
 
 
+def new_ar_prior(preset: str, **changes: Any) -> AutoregressivePrior:
+    """The autoregressive prior, with changes to its configuration; its codes still have to be fitted."""
+    return AutoregressivePrior(**{**_of(_AR_PRIOR, preset), **changes})
+
+
+def new_one_step_prior(preset: str) -> OneStepPrior:
+    """The one-step prior."""
+    return OneStepPrior(**_of(_ONE_STEP_PRIOR, preset))
+
+
 def new_decoder(preset: str, **changes: Any) -> tuple[UNet2DConditionModel, UnCLIPTextProjModel]:
     """The 64 px decoder, with changes to its configuration, and the text_proj that fits it."""
     common = dict(
@@ -204,6 +247,17 @@ def new_upsampler(preset: str, *, size: int = 256) -> UNet2DModel:
         down_block_types=("ResnetDownsampleBlock2D",) * levels, up_block_types=("ResnetUpsampleBlock2D",) * levels
     )
     return UNet2DModel(sample_size=size, in_channels=6, out_channels=3, **blocks, **config)
+
+
+def new_dvae(preset: str) -> DVAE:
+    """The discrete VAE.
+
+    Raises:
+        ValueError: an unknown preset; Karlo has none.
+    """
+    if preset not in _DVAE:
+        raise ValueError(f"expected one of the dVAEs {', '.join(_DVAE)}, got {preset!r}")
+    return DVAE(**_DVAE[preset])
 
 
 def _of(table: dict[str, dict[str, Any]], preset: str) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class PriorTask:
         self.empty, self.drop_caption, self.objective = empty, drop_caption, objective
 
     def loss(self, batch: PriorBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        """Standardised x_0 loss; ``cosine`` is between the predicted and the true embedding."""
+        """Standardised x_0 loss, and ``cosines`` of the x_0 that was predicted at the drawn noise levels."""
         prior: PriorTransformer = self.modules["prior"]  # type: ignore[assignment]
         x0 = (batch.image_embed - prior.clip_mean) / prior.clip_std
         noised = self.objective.noised(x0, generator)
@@ -51,7 +51,18 @@ class PriorTask:
         ).predicted_image_embedding.float()
         losses, _ = self.objective.losses(predicted, x0, noised)
         embed = prior.post_process_latents(self.objective.clean(predicted.detach(), noised))
-        return losses.mean(), {"cosine": F.cosine_similarity(embed, batch.image_embed).mean().item()}
+        return losses.mean(), cosines(embed, batch)
+
+
+def cosines(predicted: Float[Tensor, "b d"], batch: PriorBatch) -> dict[str, float]:
+    """``cosine`` of predicted to true embeddings; ``baseline_cosine`` is that of the captions' own, without a prior.
+
+    Where text embeddings are of another width, the baseline is the mean image embedding of the batch.
+    """
+    image, text = batch.image_embed, batch.caption.text_embed
+    baseline = text if text.shape == image.shape else image.mean(dim=0, keepdim=True)
+    pairs = {"cosine": predicted, "baseline_cosine": baseline}
+    return {name: F.cosine_similarity(embed, image).mean().item() for name, embed in pairs.items()}
 
 
 def set_statistics(prior: PriorTransformer, image_embeds: Float[Tensor, "n d"]) -> None:

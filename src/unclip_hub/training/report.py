@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from unclip_hub.training.bands import outside
+
 
 # curves that belong in one picture: its name, what its y axis says, the names in stats.jsonl, a logarithmic axis
 PANELS = (
@@ -12,12 +14,20 @@ PANELS = (
     ("by_noise", "loss by noise level, low to high", ("v0", "v1", "v2", "v3", "v4"), True),
     ("cosine", "cosine to the true image embedding", ("cosine", "baseline_cosine"), False),
     ("swap", "right caption above its near misses", ("swap",), False),
+    ("error", "squared error of pictures decoded from codes", ("error",), True),
+    ("codes", "codes in a batch: different ones, perplexity", ("codes", "perplexity"), True),
     ("gradient", "norm of the gradient", ("grad_norm",), True),
 )
 
 
 def write_report(
-    output: Path, *, title: str, facts: Mapping[str, Any], proof: str | None = None, samples: str | None = None
+    output: Path,
+    *,
+    title: str,
+    facts: Mapping[str, Any],
+    proof: str | None = None,
+    samples: str | None = None,
+    bands: Mapping[str, float] | None = None,
 ) -> Path:
     """Write ``output/report.md`` from ``output/stats.jsonl``.
 
@@ -25,6 +35,7 @@ def write_report(
         facts: what stands in the table: command, data, network, number of parameters, and the like.
         proof: what the check before the run said.
         samples: the file name of a grid of samples in ``output``, if there is one.
+        bands: what columns of the numbers should have fallen below, as `bands.filter_losses` tells.
 
     Raises:
         ImportError: matplotlib is missing; ``pip install "unclip_hub[train]"``.
@@ -38,7 +49,10 @@ def write_report(
         lines += ["", f"**Before the run.** {proof[0].upper()}{proof[1:]}."]
     if samples is not None:
         lines += ["", f"![samples]({samples})"]
-    for name, file in _draw(output, rows).items():
+    if bands and rows:
+        line = outside(rows[-1], bands)
+        lines += ["", f"**At the end** {line}; dashed in the picture below."]
+    for name, file in _draw(output, rows, bands=bands or {}).items():
         lines += ["", f"![{name}]({file})"]
     path = output / "report.md"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -60,13 +74,11 @@ def _summary(rows: list[dict[str, float]]) -> dict[str, str]:
         "steps with a gradient that was not finite": f"{100 * skipped:.2f} %",
     }
     if "cosine" in last and "baseline_cosine" in last:
-        summary["cosine to the true embedding"] = (
-            f"{last['cosine']:.3f} (mean embedding {last['baseline_cosine']:.3f})"
-        )
+        summary["cosine to the true embedding"] = f"{last['cosine']:.3f} (baseline {last['baseline_cosine']:.3f})"
     return summary
 
 
-def _draw(output: Path, rows: list[dict[str, float]]) -> dict[str, str]:
+def _draw(output: Path, rows: list[dict[str, float]], *, bands: Mapping[str, float]) -> dict[str, str]:
     """The curves there are numbers for, as PNG files in ``output``."""
     try:
         from matplotlib.figure import Figure
@@ -81,7 +93,9 @@ def _draw(output: Path, rows: list[dict[str, float]]) -> dict[str, str]:
         axes = figure.add_subplot()
         for column in present:
             points = [(row["step"], row[column]) for row in rows if column in row]
-            axes.plot(*zip(*points, strict=True), label=column, linewidth=1)
+            (line,) = axes.plot(*zip(*points, strict=True), label=column, linewidth=1)
+            if column in bands:
+                axes.axhline(bands[column], color=line.get_color(), linestyle="--", linewidth=0.8)
         axes.set(xlabel="step", ylabel=label, yscale="log" if logarithmic else "linear")
         axes.grid(alpha=0.3)
         if len(present) > 1:

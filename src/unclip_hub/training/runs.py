@@ -1,4 +1,4 @@
-"""A training from settings and data to a folder that a pipeline opens: one function per network."""
+"""A training from settings and data to a folder that a pipeline opens: one function per network but priors."""
 
 import copy
 from collections.abc import Callable
@@ -11,26 +11,28 @@ from torch import Tensor
 from transformers import CLIPImageProcessorPil
 
 from unclip_hub.conditioning import Conditioning
-from unclip_hub.data.batches import CaptionedBatch, Preparation, StreamedBatches
+from unclip_hub.data.batches import batches_of
 from unclip_hub.data.captioned import Indexed
 from unclip_hub.data.embeddings import EmbeddedBatch, Embeddings
-from unclip_hub.data.order import Order
+from unclip_hub.data.pictures import CaptionedBatch
 from unclip_hub.data.shards import Shards
+from unclip_hub.data.stream import StreamedBatches
 from unclip_hub.images import resize
 from unclip_hub.models.decoder import UNet2DConditionModel
-from unclip_hub.models.prior_transformer import PriorTransformer
+from unclip_hub.models.dvae import DVAE
 from unclip_hub.models.text_proj import UnCLIPTextProjModel
 from unclip_hub.models.upsampler import UNet2DModel
 from unclip_hub.training import degradations, settings
+from unclip_hub.training.bands import filter_losses
 from unclip_hub.training.clip import ClipBatch, ClipTask
 from unclip_hub.training.decoder import DecoderBatch, DecoderTask, Drops
+from unclip_hub.training.dvae import DvaeBatch, DvaeTask
 from unclip_hub.training.export import new_scheduler
 from unclip_hub.training.inpainting import widened_for_inpainting
 from unclip_hub.training.loop import Batches
 from unclip_hub.training.lora import add_lora
-from unclip_hub.training.presets import new_decoder, new_image_encoder, new_prior, new_text_encoder, new_upsampler
-from unclip_hub.training.prior import PriorBatch, PriorTask, set_statistics
-from unclip_hub.training.samples import decoder_samples, upsampler_samples
+from unclip_hub.training.presets import new_decoder, new_dvae, new_image_encoder, new_text_encoder, new_upsampler
+from unclip_hub.training.samples import decoder_samples, dvae_samples, upsampler_samples
 from unclip_hub.training.upsampler import UpsamplerBatch, UpsamplerTask, random_crops
 
 
@@ -57,6 +59,10 @@ class Run:
     networks: dict[str, torch.nn.Module]
     others: dict[str, Any] = field(default_factory=dict)  # components that go with them
     draw: Callable[[Any], list[Tensor]] | None = None  # rows of pictures from a batch of the task's
+    learnable: float = 0.7  # the share of the first loss that a network which learns leaves in the check before it
+    bands: Callable[[Any], dict[str, float]] | None = None  # what the loss's parts must fall below, from such a batch
+    fit: Callable[[], dict[str, str]] | None = None  # in place of the loop; returns facts for the report
+    sampling_defaults: dict[str, Any] = field(default_factory=dict)  # that the networks need of the exported model
 
 
 def this_process() -> PartialState:
@@ -75,7 +81,7 @@ def clip(config: settings.Clip, source: Source, *, tokenizer: Any) -> Run:
         return ClipBatch(raw.pixels, ids.to(raw.pixels.device))
 
     size: Any = image_encoder.config.image_size
-    batches = _batches(source, batch=config.batch, size=size, seed=config.train.seed, workers=config.train.workers)
+    batches = raw_batches(source, batch=config.batch, size=size, seed=config.train.seed, workers=config.train.workers)
     networks: dict[str, torch.nn.Module] = {"text_encoder": text_encoder, "image_encoder": image_encoder}
     edges = {"height": size, "width": size}
     extractor = CLIPImageProcessorPil(
@@ -83,30 +89,6 @@ def clip(config: settings.Clip, source: Source, *, tokenizer: Any) -> Run:
     )
     others = {"tokenizer": tokenizer, "feature_extractor": extractor}
     return Run(ClipTask(text_encoder, image_encoder, pairwise=config.pairwise), batches, prepare, networks, others)
-
-
-def prior(config: settings.Prior, source: Source, *, frozen: Frozen, base: PriorTransformer | None) -> Run:
-    """The diffusion prior, on pictures with captions or on their cached embeddings."""
-    torch.manual_seed(config.train.seed)
-    seed, size = config.train.seed, frozen.image_size
-    batches = _batches(source, batch=config.batch, size=size, seed=seed, workers=config.train.workers)
-    network = _chosen(config.start, lambda: new_prior(config.preset), base, name="prior")
-    if config.start == "scratch":
-        set_statistics(network, _image_embeds(source, batch=config.batch, size=size, frozen=frozen))
-
-    def prepare(raw: CaptionedBatch | EmbeddedBatch, generator: torch.Generator) -> PriorBatch:
-        return PriorBatch(*_embedded(raw, frozen))
-
-    task = PriorTask(
-        network,
-        empty=frozen.encode_text([""]),
-        drop_caption=config.drop_caption,
-        objective=config.objective,
-    )
-    _adapted(task, config.lora_rank)
-    scheduler = new_scheduler(config.objective, network, clip_sample_range=5.0)
-    others = {"prior_scheduler": scheduler} if config.start == "scratch" else {}
-    return Run(task, batches, prepare, {"prior": network}, others)
 
 
 def decoder(
@@ -119,17 +101,17 @@ def decoder(
 ) -> Run:
     """The decoder and text_proj; CLIP sees the pictures at its own size, unless ``embeddings`` holds what it saw."""
     torch.manual_seed(config.train.seed)
-    network, text_proj = _chosen(config.start, lambda: new_decoder(config.preset), base, name="decoder")
+    network, text_proj = chosen(config.start, lambda: new_decoder(config.preset), base, name="decoder")
     if config.inpaint:
         network = widened_for_inpainting(network)
     side = network.config["sample_size"]
 
     def prepare(raw: CaptionedBatch, generator: torch.Generator) -> DecoderBatch:
-        embed, text = _embedded(raw, frozen, embeddings)
+        embed, text = embedded(raw, frozen, embeddings)
         pixels = raw.pixels if raw.pixels.shape[-1] == side else resize(raw.pixels, (side, side)).clamp(-1, 1)
         return DecoderBatch(pixels, text.with_image(embed))
 
-    batches = _batches(
+    batches = raw_batches(
         source,
         batch=config.batch,
         size=side if embeddings else max(side, frozen.image_size),
@@ -144,7 +126,7 @@ def decoder(
         drops=Drops.independent(image=config.drop_image, caption=config.drop_caption),
         objective=config.objective,
     )
-    _adapted(task, config.lora_rank, names=["decoder"])
+    adapted(task, config.lora_rank, names=["decoder"])
     scheduler = new_scheduler(config.objective, network, clip_sample_range=1.0)
     others = {"decoder_scheduler": scheduler} if config.start == "scratch" else {}
 
@@ -152,13 +134,50 @@ def decoder(
         return decoder_samples(task, batch, copy.deepcopy(scheduler))
 
     networks = {"decoder": network, "text_proj": text_proj}
-    return Run(task, batches, prepare, networks, others, draw=None if config.inpaint else draw)
+
+    def bands(batch: DecoderBatch) -> dict[str, float]:
+        return filter_losses(config.objective, batch.pixels)
+
+    return Run(task, batches, prepare, networks, others, draw=None if config.inpaint else draw, bands=bands)
+
+
+def dvae(config: settings.Dvae, source: Source, *, base: DVAE | None) -> Run:
+    """The discrete VAE, which stands alone; the captions are not used."""
+    torch.manual_seed(config.train.seed)
+    network = chosen(config.start, lambda: new_dvae(config.preset), base, name="dvae")
+
+    def prepare(raw: CaptionedBatch, generator: torch.Generator) -> DvaeBatch:
+        return DvaeBatch(raw.pixels)
+
+    def draw(batch: DvaeBatch) -> list[Tensor]:
+        return dvae_samples(network, batch)
+
+    batches = raw_batches(
+        source,
+        batch=config.batch,
+        size=config.size,
+        crop=config.crop,
+        seed=config.train.seed,
+        workers=config.train.workers,
+    )
+    task = DvaeTask(
+        network,
+        micro_batches=config.train.steps * config.train.accumulate,
+        kl_weight=config.kl_weight,
+        kl_ramp=config.kl_ramp,
+        temperature=config.temperature,
+        temperature_ramp=config.temperature_ramp,
+        likelihood=config.likelihood,
+    )
+    # a likelihood, in nats above the best there is, falls by differences rather than by shares
+    learnable = 0.7 if config.likelihood == "l2" else 0.9
+    return Run(task, batches, prepare, {"dvae": network}, draw=draw, learnable=learnable)
 
 
 def upsampler(config: settings.Upsampler, source: Source, *, base: UNet2DModel | None) -> Run:
     """An upsampler, on crops of pictures of its full size."""
     torch.manual_seed(config.train.seed)
-    network = _chosen(config.start, lambda: new_upsampler(config.preset, size=config.size), base, name="upsampler")
+    network = chosen(config.start, lambda: new_upsampler(config.preset, size=config.size), base, name="upsampler")
     size = network.config["sample_size"]
     corruptions = {"blur_noise": degradations.blur_and_noise, "blur": degradations.paper_blur, "bsr": None}
     if config.degradation not in corruptions:
@@ -168,9 +187,9 @@ def upsampler(config: settings.Upsampler, source: Source, *, base: UNet2DModel |
     def prepare(raw: CaptionedBatch, generator: torch.Generator) -> UpsamplerBatch:
         return random_crops(raw.pixels, generator, size=config.crop, shrink=degradations.bsr if worn else None)
 
-    batches = _batches(source, batch=config.batch, size=size, seed=config.train.seed, workers=config.train.workers)
+    batches = raw_batches(source, batch=config.batch, size=size, seed=config.train.seed, workers=config.train.workers)
     task = UpsamplerTask(network, corrupt=corruptions[config.degradation], objective=config.objective)
-    _adapted(task, config.lora_rank)
+    adapted(task, config.lora_rank)
     name, stage = ("super_res_first", "super_res") if size <= 256 else ("super_res_1024", "super_res_1024")
     scheduler = new_scheduler(config.objective, network, clip_sample_range=1.0)
     others = {f"{stage}_scheduler": scheduler} if config.start == "scratch" else {}
@@ -181,7 +200,7 @@ def upsampler(config: settings.Upsampler, source: Source, *, base: UNet2DModel |
     return Run(task, batches, prepare, {name: network}, others, draw=draw)
 
 
-def _chosen(start: str, fresh: Callable[[], Any], base: Any, *, name: str) -> Any:
+def chosen(start: str, fresh: Callable[[], Any], base: Any, *, name: str) -> Any:
     """A new network, or the base's."""
     if start == "scratch":
         return fresh()
@@ -192,25 +211,18 @@ def _chosen(start: str, fresh: Callable[[], Any], base: Any, *, name: str) -> An
     return base
 
 
-def _adapted(task: Any, rank: int, names: list[str] | None = None) -> None:
+def adapted(task: Any, rank: int, names: list[str] | None = None) -> None:
     if rank:
         add_lora(task.modules, rank=rank, names=names)
 
 
-def _batches(source: Source, *, batch: int, size: int, seed: int, workers: int, crop: Any = "centre") -> Batches:
+def raw_batches(source: Source, *, batch: int, size: int, seed: int, workers: int, crop: Any = "centre") -> Batches:
     """Raw batches: by their number, or of shards one after the other."""
-    if isinstance(source, Shards):
-        rank, world = this_process().process_index, this_process().num_processes
-        preparation = Preparation(size, crop, seed)
-        return StreamedBatches(source, preparation, batch=batch, rank=rank, world=world, workers=workers)
-    order = Order(len(source), batch=batch, seed=seed)
-    if isinstance(source, Embeddings):
-        return lambda n: source.batch([index for _, index in order.at(n * batch)])
-    preparation = Preparation(size, crop, seed)
-    return lambda n: preparation.batch((epoch, source[index]) for epoch, index in order.at(n * batch))
+    rank, world = this_process().process_index, this_process().num_processes
+    return batches_of(source, batch=batch, size=size, crop=crop, seed=seed, rank=rank, world=world, workers=workers)
 
 
-def _embedded(
+def embedded(
     raw: CaptionedBatch | EmbeddedBatch, frozen: Frozen, embeddings: Embeddings | None = None
 ) -> tuple[Tensor, Conditioning]:
     """Image embeddings and captions of a batch, read where they were computed already."""
@@ -224,7 +236,7 @@ def _embedded(
         return frozen.encode_image(raw.pixels), frozen.encode_text(raw.captions)
 
 
-def _image_embeds(source: Source, *, batch: int, size: int, frozen: Frozen) -> Tensor:
+def image_embeds(source: Source, *, batch: int, size: int, frozen: Frozen) -> Tensor:
     """Embeddings to take statistics of: all that are cached, else those of some batches."""
     if isinstance(source, Embeddings):
         chunks, count = [], 0
@@ -234,6 +246,6 @@ def _image_embeds(source: Source, *, batch: int, size: int, frozen: Frozen) -> T
             if count >= STATISTICS_OF:
                 break
         return torch.cat(chunks)
-    batches = _batches(source, batch=batch, size=size, seed=0, workers=0)
+    batches = raw_batches(source, batch=batch, size=size, seed=0, workers=0)
     taken = (next(batches) if isinstance(batches, StreamedBatches) else batches(n) for n in range(-(-2_000 // batch)))  # type: ignore[operator]
-    return torch.cat([_embedded(raw, frozen)[0].cpu() for raw in taken])
+    return torch.cat([embedded(raw, frozen)[0].cpu() for raw in taken])

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from unclip_hub.images import grid, resize, to_pil
+from unclip_hub.models.dvae import DVAE
 from unclip_hub.sampling import Predict, denoise
 from unclip_hub.training.decoder import DecoderBatch, DecoderTask
+from unclip_hub.training.dvae import DvaeBatch
 from unclip_hub.training.upsampler import UpsamplerBatch
 
 
@@ -32,6 +34,13 @@ def upsampler_samples(network: nn.Module, batch: UpsamplerBatch, scheduler: Any)
     low = resize(batch.low[:SHOWN], pixels.shape[-2:])
     made = _sampled(lambda x, t: network(torch.cat([x, low], dim=1), t).sample, pixels, scheduler)
     return [low, made, pixels]
+
+
+@torch.no_grad()
+def dvae_samples(dvae: DVAE, batch: DvaeBatch) -> list[Tensor]:
+    """The true pictures, and what is decoded from their codes."""
+    pixels = batch.pixels[:SHOWN]
+    return [pixels, dvae.decode(dvae.encode(pixels))]
 
 
 def save_rows(rows: list[Tensor], path: Path) -> None:

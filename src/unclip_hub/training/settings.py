@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -18,6 +18,11 @@ from unclip_hub.training.objective import Objective
 SHIPPED = Path(__file__).parent / "configs"
 
 
+def _watched(**changes: Any) -> TrainConfig:
+    """How a command trains: trackio shows it while it runs, where that is installed."""
+    return TrainConfig(tracker="auto", **changes)
+
+
 @dataclass(frozen=True)
 class Clip:
     """A CLIP of one's own: both encoders, and a tokenizer learned from the captions."""
@@ -26,12 +31,15 @@ class Clip:
     batch: int = 128
     vocabulary: int = 1024
     pairwise: bool = False  # SigLIP's loss instead of CLIP's
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=1_000, lr=1e-3, weight_decay=0.05, ema=0.99))
+    train: TrainConfig = field(default_factory=lambda: _watched(steps=1_000, lr=1e-3, weight_decay=0.05, ema=0.99))
 
 
 @dataclass(frozen=True)
 class Prior:
     """The diffusion prior. ``start`` is ``"scratch"`` (a new network of ``preset``) or ``"base"`` (the base's own)."""
+
+    kind: ClassVar[str] = "diffusion"
+    sampling_defaults: ClassVar[dict[str, Any]] = {}  # of the exported model, where they differ from its base's
 
     preset: str = "tiny"
     start: str = "scratch"
@@ -39,7 +47,79 @@ class Prior:
     drop_caption: float = 0.1
     lora_rank: int = 0  # above 0 the base's network stays as it is and adapters of this rank are trained
     objective: Objective = field(default_factory=lambda: Objective(weighting="simple"))
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=1_000, lr=1e-3, ema=0.995))
+    train: TrainConfig = field(default_factory=lambda: _watched(steps=1_000, lr=1e-3, ema=0.995))
+
+    def __post_init__(self) -> None:
+        """A schedule that the exported scheduler and its steps would not fit is refused."""
+        if (self.objective.schedule == "flow") != (self.kind == "flow"):
+            raise ValueError(f"schedule 'flow' and kind 'flow' need each other, got {self.objective.schedule!r}")
+
+
+@dataclass(frozen=True)
+class FlowPrior(Prior):
+    """The diffusion prior on the straight path from noise to embedding, which few steps follow."""
+
+    kind: ClassVar[str] = "flow"
+    sampling_defaults: ClassVar[dict[str, Any]] = {"prior_num_inference_steps": 4, "prior_guidance_scale": 1.0}
+
+    objective: Objective = field(default_factory=lambda: Objective(weighting="flow", schedule="flow"))
+
+
+@dataclass(frozen=True)
+class AutoregressivePrior:
+    """The paper's other prior: codes of the image embedding's principal components, one after the other."""
+
+    kind: ClassVar[str] = "autoregressive"
+    sampling_defaults: ClassVar[dict[str, Any]] = {"prior_guidance_scale": 1.0}
+
+    preset: str = "tiny"
+    start: str = "scratch"
+    batch: int = 256
+    drop_caption: float = 0.1
+    kept_variance: float = 0.99  # of the embeddings, by as many components as hold it
+    lora_rank: int = 0
+    train: TrainConfig = field(default_factory=lambda: _watched(steps=1_000, lr=1e-3, ema=0.995))
+
+
+@dataclass(frozen=True)
+class OneStepPrior:
+    """ECLIPSE's prior: squared error, and ``contrastive`` times a contrast with the batch's other captions."""
+
+    kind: ClassVar[str] = "one_step"
+    sampling_defaults: ClassVar[dict[str, Any]] = {}
+
+    preset: str = "tiny"
+    start: str = "scratch"
+    batch: int = 256
+    contrastive: float = 0.2
+    temperature: float = 0.07
+    lora_rank: int = 0
+    train: TrainConfig = field(default_factory=lambda: _watched(steps=1_000, lr=1e-3, ema=0.995))
+
+
+@dataclass(frozen=True)
+class GaussianPrior:
+    """A linear map with a normal residual, fitted in one pass over the data, or over so many ``batches``."""
+
+    kind: ClassVar[str] = "gaussian"
+    sampling_defaults: ClassVar[dict[str, Any]] = {}
+
+    batch: int = 256
+    batches: int = 0  # 0 reads every sample once; shards do not say how many that are
+    text_states: bool = True  # beside the text embedding, the mean of the text encoder's states
+    seed: int = 0
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        """Numbers that no pass can have are refused."""
+        if self.batch < 1 or self.batches < 0:
+            raise ValueError(f"expected batch at least 1 and batches at least 0, got {self.batch} and {self.batches}")
+
+
+AnyPrior = Prior | AutoregressivePrior | OneStepPrior | GaussianPrior
+PRIORS: dict[str, type] = {
+    cls.kind: cls for cls in (Prior, AutoregressivePrior, OneStepPrior, FlowPrior, GaussianPrior)
+}
 
 
 @dataclass(frozen=True)
@@ -55,7 +135,7 @@ class Decoder:
     inpaint: bool = False  # widen the input by a mask and the masked picture
     lora_rank: int = 0
     objective: Objective = field(default_factory=Objective)
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=12_000, lr=8e-4))
+    train: TrainConfig = field(default_factory=lambda: _watched(steps=12_000, lr=8e-4))
 
 
 @dataclass(frozen=True)
@@ -70,17 +150,35 @@ class Upsampler:
     degradation: str = "blur_noise"  # of the small picture; or "blur" (the paper's to 256 px), "bsr" (to 1024 px)
     lora_rank: int = 0
     objective: Objective = field(default_factory=Objective)
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=1_500, lr=1e-3, ema=0.995))
+    train: TrainConfig = field(default_factory=lambda: _watched(steps=1_500, lr=1e-3, ema=0.995))
 
 
-NETWORKS: dict[str, type] = {"clip": Clip, "prior": Prior, "decoder": Decoder, "upsampler": Upsampler}
+@dataclass(frozen=True)
+class Dvae:
+    """DALL-E's discrete VAE, at ``size`` px; its loss is said in `DvaeTask`."""
+
+    preset: str = "tiny"
+    start: str = "scratch"
+    size: int = 64
+    batch: int = 16
+    crop: str = "centre"
+    likelihood: str = "logit_laplace"
+    kl_weight: float = 6.6
+    kl_ramp: float = 0.1  # ramps are parts of the run
+    temperature: float = 0.0625
+    temperature_ramp: float = 0.5
+    train: TrainConfig = field(default_factory=lambda: _watched(steps=3_000, lr=1e-3, ema=0.995))
+
+
+NETWORKS: dict[str, type] = {"clip": Clip, "prior": Prior, "decoder": Decoder, "upsampler": Upsampler, "dvae": Dvae}
 
 
 def read_settings(network: str, *, config: str | None = None, changes: Sequence[str] = ()) -> Any:
     """The settings of a network's training.
 
     Args:
-        config: a YAML file, or the name of a shipped one such as ``tiny``; the defaults without.
+        config: a YAML file, or the name of a shipped one such as ``tiny``; the defaults without. A prior's may say
+            its ``kind``, one of ``PRIORS``.
         changes: ``key=value``, the keys with dots: ``train.lr=1e-4``.
 
     Raises:
@@ -92,9 +190,9 @@ def read_settings(network: str, *, config: str | None = None, changes: Sequence[
         from draccus.utils import DecodingError, ParsingError
     except ImportError as error:
         raise ImportError('training settings are read by draccus: pip install "unclip_hub[train]"') from error
-    given: dict[str, Any] = asdict(NETWORKS[network]())
+    layers: list[tuple[str, Any]] = []
     if config is not None:
-        _update(given, yaml.safe_load(_file(network, config).read_text(encoding="utf-8")) or {}, where=config)
+        layers.append((config, yaml.safe_load(_file(network, config).read_text(encoding="utf-8")) or {}))
     for change in changes:
         key, equals, value = change.partition("=")
         if not equals:
@@ -102,9 +200,13 @@ def read_settings(network: str, *, config: str | None = None, changes: Sequence[
         nested: Any = _value(value)
         for name in reversed(key.split(".")):
             nested = {name: nested}
-        _update(given, nested, where=f"--set {change}")
+        layers.append((f"--set {change}", nested))
+    cls = _prior_class(layers) if network == "prior" else NETWORKS[network]
+    given: dict[str, Any] = asdict(cls())
+    for where, layer in layers:
+        _update(given, layer, where=where)
     try:
-        return draccus.decode(NETWORKS[network], given)
+        return draccus.decode(cls, given)
     except (DecodingError, ParsingError) as error:  # the second says what only in its cause
         why = error if isinstance(error, DecodingError) else error.__cause__ or error
         raise ValueError(f"the settings of {network} do not fit: {why}") from error
@@ -121,6 +223,16 @@ def _file(network: str, config: str) -> Path:
             return path
     names = ", ".join(shipped(network))
     raise ValueError(f"no settings {config!r}: expected a YAML file or one of {names}")
+
+
+def _prior_class(layers: list[tuple[str, Any]]) -> type:
+    """The settings of the kind that was named last, which is taken out: every kind has keys of its own."""
+    kind = "diffusion"
+    for _, layer in layers:
+        kind = layer.pop("kind", kind) if isinstance(layer, dict) else kind
+    if kind not in PRIORS:
+        raise ValueError(f"kind must be one of {', '.join(PRIORS)}, got {kind!r}")
+    return PRIORS[kind]
 
 
 def _update(settings: dict[str, Any], changes: Any, *, where: str) -> None:

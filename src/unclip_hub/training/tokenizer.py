@@ -37,5 +37,5 @@ def train_tokenizer(captions: Iterable[str], *, context_length: int, vocab_size:
         vocab={token: i for i, token in enumerate(tokens)},
         merges=[tuple(pair) for pair in learned["merges"]],  # pyright: ignore[reportArgumentType]
         model_max_length=context_length,
-        **({} if words.known is None else {KEY: words.known}),
+        **({} if words.known is None else {KEY: words.known}),  # pyright: ignore[reportArgumentType]
     )

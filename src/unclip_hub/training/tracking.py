@@ -1,0 +1,45 @@
+"""Where a training's numbers go besides ``stats.jsonl``: a tracker that draws them while it runs."""
+
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from accelerate import Accelerator
+
+
+if TYPE_CHECKING:
+    from unclip_hub.training.loop import TrainConfig
+
+TRACKERS = ("auto", "trackio", "tensorboard", "wandb", "none")
+PROJECT = "unclip"  # in which trackio and wandb keep all runs side by side
+
+
+def chosen_tracker(asked: str) -> str | None:
+    """The tracker's name for accelerate, or None; ``"auto"`` is trackio where it is installed.
+
+    Raises:
+        ImportError: the tracker is not installed.
+    """
+    if asked == "auto":
+        return "trackio" if find_spec("trackio") else None
+    if asked == "none":
+        return None
+    if find_spec(asked) is None:  # accelerate would track nothing, and say nothing
+        raise ImportError(f"the tracker {asked} is not installed: pip install {asked}")
+    return asked
+
+
+def start_tracking(accelerator: Accelerator, config: "TrainConfig", *, output: Path, resumed: bool) -> None:
+    """Begin the run that is named after ``output``; trackio and tensorboard continue it when it is ``resumed``."""
+    name = output.as_posix().strip("./").replace("/", "-")
+    settings = {key: str(value) if isinstance(value, tuple) else value for key, value in asdict(config).items()}
+    accelerator.init_trackers(
+        "tensorboard" if config.tracker == "tensorboard" else PROJECT,  # its folder in ``output``
+        config=settings,
+        init_kwargs={
+            "trackio": {"name": name, "resume": "allow" if resumed else "never"},
+            # offline it cannot continue a run, which begins another one in its group
+            "wandb": {"name": name, "group": name, "dir": str(output)},
+        },
+    )
