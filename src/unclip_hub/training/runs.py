@@ -37,7 +37,8 @@ from unclip_hub.training.upsampler import UpsamplerBatch, UpsamplerTask, random_
 
 
 Source = Indexed | Shards | Embeddings
-STATISTICS_OF = 100_000  # embeddings
+STATISTICS_OF = 100_000  # embeddings that are cached
+SEEN_FOR_STATISTICS = 2_000  # pictures, where none are
 
 
 @dataclass(frozen=True)
@@ -237,7 +238,7 @@ def embedded(
 
 
 def image_embeds(source: Source, *, batch: int, size: int, frozen: Frozen) -> Tensor:
-    """Embeddings to take statistics of: all that are cached, else those of some batches."""
+    """Embeddings to take statistics of: those that are cached, else those of some pictures."""
     if isinstance(source, Embeddings):
         chunks, count = [], 0
         for chunk in source.image_embeds():
@@ -247,5 +248,7 @@ def image_embeds(source: Source, *, batch: int, size: int, frozen: Frozen) -> Te
                 break
         return torch.cat(chunks)
     batches = raw_batches(source, batch=batch, size=size, seed=0, workers=0)
-    taken = (next(batches) if isinstance(batches, StreamedBatches) else batches(n) for n in range(-(-2_000 // batch)))  # type: ignore[operator]
+    count = SEEN_FOR_STATISTICS if isinstance(source, Shards) else min(SEEN_FOR_STATISTICS, len(source))
+    numbers = range(-(-count // batch))
+    taken = (next(batches) if isinstance(batches, StreamedBatches) else batches(n) for n in numbers)  # type: ignore[operator]
     return torch.cat([embedded(raw, frozen)[0].cpu() for raw in taken])
