@@ -92,6 +92,7 @@ PRIOR_NORMS = dict(
     embedding_proj_dim=28,
     clip_embed_dim=12,
 )
+PRIOR_SELF_CONDITIONED = dict(PRIOR_NORMS, self_conditioning=True)
 PRIOR_ECLIPSE = dict(num_attention_heads=3, attention_head_dim=8, num_layers=3, embedding_dim=D, num_embeddings=L)
 PRIOR_ONE_STEP_NORMS = dict(
     num_attention_heads=2,
@@ -230,6 +231,10 @@ def prior_inputs(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def self_conditioned_inputs(config: dict[str, Any]) -> dict[str, Any]:
+    return {**prior_inputs(config), "self_condition": torch.randn(B, config["clip_embed_dim"])}
+
+
 def one_step_inputs(config: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in prior_inputs(config).items() if name != "timestep"}
 
@@ -320,6 +325,7 @@ CASES = [
     Case("upsampler-scale-shift", UNet2DModel, UPSAMPLER_SCALE_SHIFT, upsampler_inputs, ("conv2",)),
     Case("prior-karlo", PriorTransformer, PRIOR_KARLO, prior_inputs),
     Case("prior-norms", PriorTransformer, PRIOR_NORMS, prior_inputs),
+    Case("prior-self-conditioned", PriorTransformer, PRIOR_SELF_CONDITIONED, self_conditioned_inputs),
     Case("one-step-prior", OneStepPrior, PRIOR_ECLIPSE, one_step_inputs),
     Case("one-step-prior-norms", OneStepPrior, PRIOR_ONE_STEP_NORMS, one_step_inputs),
     Case("autoregressive-prior", AutoregressivePrior, PRIOR_AUTOREGRESSIVE, autoregressive_inputs),

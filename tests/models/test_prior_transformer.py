@@ -5,6 +5,7 @@ import pytest
 import torch
 from diffusers.models.transformers.prior_transformer import PriorTransformer as Theirs
 from models.configs import BY_NAME, PRIOR_KARLO, refuses, text_mask
+from torch.testing import assert_close
 
 from unclip_hub.models.prior_transformer import PriorTransformer
 
@@ -14,6 +15,7 @@ CASE = BY_NAME["prior-karlo"]
 
 def test_has_diffusers_keys_with_diffusers_defaults():
     ours = {k: v.default for k, v in inspect.signature(PriorTransformer.__init__).parameters.items()}
+    assert ours.pop("self_conditioning") is False
     assert ours == {k: v.default for k, v in inspect.signature(Theirs.__init__).parameters.items()}
 
 
@@ -49,6 +51,18 @@ def test_refuses_configurations_of_other_families(key: str, value):
 def test_refuses_inputs_that_do_not_fit(change, message: str):
     with refuses(message):
         CASE.model()(**(CASE.inputs() | change))
+
+
+def test_what_was_predicted_before_is_zeros_at_first_and_matters_later():
+    case = BY_NAME["prior-self-conditioned"]
+    model, inputs = case.model(), case.inputs()
+    before = inputs.pop("self_condition")
+    first = model(**inputs).predicted_image_embedding
+    assert_close(first, model(**inputs, self_condition=torch.zeros_like(before)).predicted_image_embedding)
+    later = model(**inputs, self_condition=before).predicted_image_embedding
+    assert (first - later).abs().amax(dim=1).min() > 1e-3
+    with refuses("self_condition needs a prior with self_conditioning=True"):
+        CASE.model()(**CASE.inputs(), self_condition=torch.zeros(2, 32))
 
 
 @pytest.mark.parametrize("name", ["hidden_states", "timestep", "proj_embedding", "encoder_hidden_states"])

@@ -13,6 +13,7 @@ from torch.testing import assert_close
 import unclip_hub
 from unclip_hub import (
     OneStepPrior,
+    PriorTransformer,
     UnCLIPImageToImagePipeline,
     UnCLIPInpaintPipeline,
     UnCLIPInterpolationPipeline,
@@ -141,6 +142,43 @@ def test_a_diffusion_prior_is_told_its_own_options_and_no_others():
     assert torch.equal(made.images, expected.images)
     with pytest.raises(ValueError, match="PriorTransformer can be told num_inference_steps, .*got temperature"):
         run(pipe, prior_options={"temperature": 0.5})
+
+
+def test_a_diffusion_priors_embeddings_are_shortened_to_what_is_asked_for():
+    pipe = tiny.in_float64(UnCLIPPipeline(**tiny.components(karlo=False)))
+    free = run(pipe, CAPTIONS, prior_num_inference_steps=2).image_embeds
+    limit = free.norm(dim=1).mean().item()  # one of the two is longer
+    held = run(pipe, CAPTIONS, prior_num_inference_steps=2, prior_options={"max_norm": limit}).image_embeds
+    assert_close(held.norm(dim=1), free.norm(dim=1).clamp(max=limit))
+    assert_close(cosine_similarity(held, free), torch.ones(2, dtype=torch.float64))
+    with pytest.raises(ValueError, match="max_norm must be above 0, got 0"):
+        run(pipe, prior_options={"max_norm": 0})
+
+
+@pytest.mark.parametrize("interval", [None, (1.0, 100.0)])
+def test_a_self_conditioned_prior_sees_what_it_predicted_at_the_step_before(interval):
+    made = tiny.components(karlo=False)
+    made["prior"] = PriorTransformer.from_config(made["prior"].config, self_conditioning=True).eval()
+    pipe = tiny.in_float64(UnCLIPPipeline(**made))
+    seen, predicted = [], []
+
+    def spy(network, inputs, options, output):
+        seen.append(options.get("self_condition"))
+        predicted.append(output.predicted_image_embedding)
+
+    pipe.prior.register_forward_hook(spy, with_kwargs=True)
+    for _ in range(2):  # nothing is left of the call before
+        seen.clear(), predicted.clear()
+        cond, null = pipe.encode_text(CAPTIONS), pipe.encode_text("")
+        options = {"num_inference_steps": 4, "guidance_scale": 2.0, "guidance_interval": interval}
+        pipe.sample_prior(cond, null, generator=seeded(), **options)
+        assert seen[0] is None and len(seen) == 4
+        for before, condition, made in zip(predicted, seen[1:], predicted[1:], strict=False):
+            if len(made) > len(before):  # guidance begins: the other half has nothing to go by
+                assert condition is None
+            else:
+                assert torch.equal(condition, before[-len(made) :])
+    assert [len(one) for one in predicted] == ([4, 4, 4, 4] if interval is None else [2, 4, 2, 2])
 
 
 def test_a_checkpoints_defaults_hold_as_far_as_they_mean_something(pipe):

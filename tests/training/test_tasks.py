@@ -10,6 +10,7 @@ from pipelines import tiny
 from torch.testing import assert_close
 
 from unclip_hub.conditioning import Conditioning
+from unclip_hub.models.prior_transformer import PriorTransformer
 from unclip_hub.training.clip import ClipBatch, ClipTask
 from unclip_hub.training.decoder import DecoderBatch, DecoderTask, Drops
 from unclip_hub.training.degradations import bsr, paper_blur
@@ -270,6 +271,28 @@ def test_prior_learns_in_the_standardised_space():
     prior.clip_std *= 2.0
     moved = PriorBatch(batch.image_embed * 2 + 3, batch.caption)
     assert_close(task.loss(moved, seeded())[0], base, atol=1e-5, rtol=1e-5)
+
+
+def test_a_self_conditioned_prior_is_shown_its_own_prediction_in_half_of_the_rows():
+    task, batch = prior_task()
+    config = task.modules["prior"].config
+    prior = task.modules["prior"] = PriorTransformer.from_config(config, self_conditioning=True)
+    seen, predicted = [], []
+
+    def spy(network, inputs, options, output):
+        seen.append(options.get("self_condition"))
+        predicted.append(output.predicted_image_embedding)
+
+    prior.register_forward_hook(spy, with_kwargs=True)
+    for seed in range(20):
+        loss, _ = task.loss(batch, seeded(seed))
+    loss.backward()
+    assert all(one is None for one in seen[::2]) and prior.self_condition_proj.weight.grad.abs().sum() > 0
+    shown = [(condition != 0).any(dim=1) for condition in seen[1::2]]
+    for condition, before, rows in zip(seen[1::2], predicted[::2], shown, strict=True):
+        assert_close(condition[rows], before[rows])
+        assert not condition.requires_grad
+    assert 0.2 < torch.cat(shown).float().mean() < 0.8
 
 
 def test_statistics_of_the_embeddings_standardise_them():

@@ -46,9 +46,12 @@ class PriorTransformer(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin
     diffusers' class of the same name, restricted to Karlo's and Kandinsky's family (`added_emb_type="prd"`,
     `encoder_hid_proj_type="linear"`, four additional embeddings).
 
-    It differs from diffusers' in two ways. Attention is causal with and without a text mask, as these weights were
+    It differs from diffusers' in three ways. Attention is causal with and without a text mask, as these weights were
     trained; diffusers drops the causal mask where no text mask is given. `clip_mean` and `clip_std`, the statistics of
-    the embeddings which the prior was trained on, are buffers (0 and 1 until set), not parameters of zeros.
+    the embeddings which the prior was trained on, are buffers (0 and 1 until set), not parameters of zeros. A key of
+    our own, whose default leaves diffusers' network:
+        self_conditioning: the network also sees what it predicted before (Chen et al. 2022, arXiv:2208.04202, section
+            3.2), by one more projection.
 
     Raises:
         ValueError: a configuration outside this family; the message names the key.
@@ -82,6 +85,7 @@ class PriorTransformer(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin
         time_embed_dim: int | None = None,
         embedding_proj_dim: int | None = None,
         clip_embed_dim: int | None = None,
+        self_conditioning: bool = False,
     ):
         super().__init__()
         check_family(self.config, "PriorTransformer", _FIXED)
@@ -96,6 +100,9 @@ class PriorTransformer(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin
         self.time_proj = Timesteps(width, True, 0)
         self.time_embedding = TimestepEmbedding(width, time_embed_dim or width, out_dim=width)
         self.proj_in = nn.Linear(embedding_dim, width)
+        self.self_condition_proj = None
+        if self_conditioning:
+            self.self_condition_proj = nn.Linear(clip_embed_dim or embedding_dim, width, bias=False)
         self.embedding_proj_norm = nn.LayerNorm(self.embedding_proj_dim) if embedding_proj_norm_type else None
         self.embedding_proj = nn.Linear(self.embedding_proj_dim, width)
         self.encoder_hidden_states_proj = nn.Linear(embedding_dim, width)
@@ -119,6 +126,7 @@ class PriorTransformer(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin
         attention_mask: Bool[Tensor, "u l"] | Int[Tensor, "u l"] | None = None,
         return_dict: bool = True,
         *,
+        self_condition: Float[Tensor, "b k"] | None = None,
         cache: StepCache | None = None,
     ) -> PriorTransformerOutput | tuple[Float[Tensor, "b k"]]:
         """Predict the clean image embedding, in the normalised space of `post_process_latents`'s input.
@@ -130,6 +138,8 @@ class PriorTransformer(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin
             encoder_hidden_states: the text encoder's last hidden states, `num_embeddings` of them, or fewer: those
                 that are missing are padding.
             attention_mask: which text tokens to keep; None keeps all.
+            self_condition: what the network, if it has `self_conditioning`, predicted at the step before; None at the
+                first one, which is as zeros.
             cache: new at the first step of a call. The text tokens and the text embedding, which see nothing of what
                 changes, are then run only at that step. Captions are as `cache.rows` tells; without it one per sample.
 
@@ -143,7 +153,7 @@ class PriorTransformer(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin
         check_shape("encoder_hidden_states", encoder_hidden_states, (captions, length, self.embedding_dim))
         text_mask = text_mask_to_bool(attention_mask, batch_size=captions, length=length)
 
-        tokens = self._step_tokens(hidden_states, timestep)  # (b, 3, w)
+        tokens = self._step_tokens(hidden_states, timestep, self_condition)  # (b, 3, w)
         if cache is None:
             tokens = torch.cat([self._caption_tokens(encoder_hidden_states, proj_embedding), tokens], dim=1)
             tokens = self._run(tokens, _mask(text_mask, additional_tokens=_ADDITIONAL_TOKENS))  # (b, l + 4, w)
@@ -183,11 +193,17 @@ class PriorTransformer(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin
         tokens = torch.cat([text + positions[:, : text.shape[1]], embed + positions[:, end : end + 1]], dim=1)
         return tokens if self.norm_in is None else self.norm_in(tokens)
 
-    def _step_tokens(self, noised: Tensor, timestep: Tensor | float | int) -> Float[Tensor, "b 3 w"]:
-        """Timestep, noised embedding and query."""
+    def _step_tokens(
+        self, noised: Tensor, timestep: Tensor | float | int, predicted: Tensor | None
+    ) -> Float[Tensor, "b 3 w"]:
+        """Timestep, noised embedding (and the one predicted before) and query."""
         timesteps = expand_timestep(timestep, batch_size=len(noised), device=noised.device)
         time = self.time_embedding(self.time_proj(timesteps).to(noised.dtype))
         embed = self.proj_in(noised)
+        if predicted is not None:
+            if self.self_condition_proj is None:
+                raise ValueError("self_condition needs a prior with self_conditioning=True, got one without")
+            embed = embed + self.self_condition_proj(predicted)
         query = self.prd_embedding[0].to(embed.dtype).expand_as(embed)
         tokens = torch.stack([time, embed, query], dim=1)
         tokens = tokens + self.positional_embedding[:, self.num_embeddings + 1 :].to(tokens.dtype)

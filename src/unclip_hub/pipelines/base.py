@@ -197,8 +197,8 @@ class UnCLIPPipelineBase(LoraMixin, DiffusionPipeline):
         """A CLIP image embedding, not normalised, for each caption (Ramesh et al. 2022, section 2.2).
 
         ``options`` are the prior's: a diffusion's are ``num_inference_steps``, which it needs, ``guidance_scale``,
-        ``guidance_interval`` and ``guidance_rescale``. Of any other prior they are the keyword arguments of its
-        ``sample``; it knows neither ``latents`` nor steps.
+        ``guidance_interval``, ``guidance_rescale`` and ``max_norm``, to which longer embeddings are shortened. Of any
+        other prior they are the keyword arguments of its ``sample``; it knows neither ``latents`` nor steps.
         """
         require_prior(self, "sample_prior")
         if not samples_itself(self.prior):

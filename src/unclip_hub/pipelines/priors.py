@@ -19,11 +19,14 @@ def diffused(
     guidance_scale: float | int = 1.0,
     guidance_interval: Interval | None = None,
     guidance_rescale: float | int = 0.0,
+    max_norm: float | int | None = None,
     generator: Generator,
     latents: Float[Tensor, "b d"] | None,
     on_step: OnStep | None,
 ) -> Float[Tensor, "b d"]:
-    """The diffusion prior (Ramesh et al. 2022, section 2.2)."""
+    """The diffusion prior (Ramesh et al. 2022, section 2.2); an embedding longer than ``max_norm`` is shortened."""
+    if max_norm is not None and not max_norm > 0:
+        raise ValueError(f"max_norm must be above 0, got {max_norm}")
     x = run(
         pipe,
         "prior",
@@ -43,7 +46,10 @@ def diffused(
         latents=latents,
         on_step=on_step,
     )
-    return pipe.prior.post_process_latents(x)
+    embeds = pipe.prior.post_process_latents(x)
+    if max_norm is None:
+        return embeds
+    return embeds * (max_norm / embeds.norm(dim=1, keepdim=True)).clamp(max=1)
 
 
 def sampled(

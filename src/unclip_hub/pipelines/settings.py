@@ -76,7 +76,7 @@ def samples_itself(prior: Any) -> bool:
 def prior_options(prior: Any) -> tuple[str, ...]:
     """What a prior can be told, by the names of keyword arguments of ``sample_prior``."""
     if not samples_itself(prior):
-        return "num_inference_steps", *GUIDANCE
+        return "num_inference_steps", *GUIDANCE, "max_norm"
     parameters = inspect.signature(prior.sample).parameters.values()
     return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "generator")
 
@@ -91,7 +91,8 @@ def _prior_settings(prior: Any, *, given: Mapping[str, Any], stored: Mapping[str
             f"{type(prior).__name__} can be told {', '.join(possible) or 'nothing'} (by prior_options, or an argument "
             f"prior_... where there is one), got {', '.join(unknown)}"
         )
-    ours = {} if samples_itself(prior) else {name: SAMPLING_DEFAULTS[f"prior_{name}"] for name in possible}
+    named = () if samples_itself(prior) else possible
+    ours = {name: SAMPLING_DEFAULTS[f"prior_{name}"] for name in named if f"prior_{name}" in SAMPLING_DEFAULTS}
     return ours | {name: _parsed(value) for name, value in own.items() if name in possible} | asked
 
 

@@ -172,7 +172,17 @@ def _prior(pipe: Any) -> tuple[Callable[..., Tensor], Callable[[Conditioning], C
             "attention_mask": cond.text_mask,
         }
 
-    return lambda x, t, **c: pipe.prior(x, t, **c).predicted_image_embedding, condition
+    before: list[Tensor] = []  # what a self-conditioned prior predicted last
+
+    def model(x: Tensor, t: Tensor, **c: Any) -> Tensor:
+        if not pipe.prior.config.get("self_conditioning"):
+            return pipe.prior(x, t, **c).predicted_image_embedding
+        if before and len(before[0]) >= len(x):  # where guidance ends, the conditional half comes last
+            c["self_condition"] = before[0][-len(x) :]
+        before[:] = [pipe.prior(x, t, **c).predicted_image_embedding]
+        return before[0]
+
+    return model, condition
 
 
 def _decoder(pipe: Any) -> tuple[Callable[..., Tensor], Callable[[Conditioning], Condition]]:

@@ -199,9 +199,9 @@ def new_image_encoder(preset: str) -> CLIPVisionModelWithProjection:
     return CLIPVisionModelWithProjection(CLIPVisionConfig(**_of(_VISION, preset)))
 
 
-def new_prior(preset: str) -> PriorTransformer:
-    """The diffusion prior."""
-    return PriorTransformer(**_of(_PRIOR, preset))
+def new_prior(preset: str, **changes: Any) -> PriorTransformer:
+    """The diffusion prior, with changes to its configuration."""
+    return PriorTransformer(**{**_of(_PRIOR, preset), **changes})
 
 
 def new_ar_prior(preset: str, **changes: Any) -> AutoregressivePrior:

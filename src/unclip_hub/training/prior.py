@@ -22,7 +22,10 @@ class PriorBatch:
 
 
 class PriorTask:
-    """Squared error of the standardised x_0; a share of the captions is replaced by ``empty`` (one row)."""
+    """Squared error of the standardised x_0; a share of the captions is replaced by ``empty`` (one row).
+
+    A prior with ``self_conditioning`` is shown, in half of the rows, what it predicts without it.
+    """
 
     def __init__(
         self,
@@ -42,13 +45,17 @@ class PriorTask:
         noised = self.objective.noised(x0, generator)
         dropped = torch.rand(len(x0), generator=generator, device=x0.device) < self.drop_caption
         caption = batch.caption.where(~dropped, self.empty)
-        predicted = prior(
-            noised.x_t,
-            noised.t,
-            proj_embedding=caption.text_embed,
-            encoder_hidden_states=caption.text_states,
-            attention_mask=caption.text_mask,
-        ).predicted_image_embedding.float()
+        condition: dict[str, Tensor] = {
+            "proj_embedding": caption.text_embed,
+            "encoder_hidden_states": caption.text_states,
+            "attention_mask": caption.text_mask,
+        }
+        if prior.config["self_conditioning"]:
+            with torch.no_grad():
+                before = prior(noised.x_t, noised.t, **condition).predicted_image_embedding
+            seen = torch.rand(len(x0), generator=generator, device=x0.device) < 0.5
+            condition["self_condition"] = before * seen[:, None]
+        predicted = prior(noised.x_t, noised.t, **condition).predicted_image_embedding.float()
         losses, _ = self.objective.losses(predicted, x0, noised)
         embed = prior.post_process_latents(self.objective.clean(predicted.detach(), noised))
         return losses.mean(), cosines(embed, batch)

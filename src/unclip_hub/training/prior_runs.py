@@ -89,7 +89,7 @@ def _new(config: Any, source: Source, frozen: Frozen) -> Any:
         network = new_ar_prior(config.preset, num_components=components)
         fit_codes(network, embeds)
         return network
-    network = new_prior(config.preset)
+    network = new_prior(config.preset, self_conditioning=config.self_conditioning)
     set_statistics(network, embeds)
     return network
 

@@ -45,6 +45,7 @@ class Prior:
     start: str = "scratch"
     batch: int = 256
     drop_caption: float = 0.1
+    self_conditioning: bool = False  # of a new network: it sees what it predicted at the step before
     lora_rank: int = 0  # above 0 the base's network stays as it is and adapters of this rank are trained
     objective: Objective = field(default_factory=lambda: Objective(weighting="simple"))
     train: TrainConfig = field(default_factory=lambda: _watched(steps=1_000, lr=1e-3, ema=0.995))
