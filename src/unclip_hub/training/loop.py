@@ -6,7 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, runtime_checkable
 
@@ -194,7 +194,7 @@ class _Run:
         if config.tracker == "auto" and tracker is None and self.accelerator.is_main_process:
             print(f"curves: {output / 'stats.jsonl'}; to watch them while it trains: pip install trackio", flush=True)
         if tracker is not None:
-            start_tracking(self.accelerator, config, output=output, resumed=self.step > 0)
+            start_tracking(self.accelerator, asdict(config), output=output, resumed=self.step > 0)
         self.window: dict[str, list[float]] = defaultdict(list)
         self.lowest, self.skipped = math.inf, 0
 

@@ -1,15 +1,11 @@
 """Where a training's numbers go besides ``stats.jsonl``: a tracker that draws them while it runs."""
 
-from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from accelerate import Accelerator
 
-
-if TYPE_CHECKING:
-    from unclip_hub.training.loop import TrainConfig
 
 TRACKERS = ("auto", "trackio", "tensorboard", "wandb", "none")
 PROJECT = "unclip"  # in which trackio and wandb keep all runs side by side
@@ -30,13 +26,16 @@ def chosen_tracker(asked: str) -> str | None:
     return asked
 
 
-def start_tracking(accelerator: Accelerator, config: "TrainConfig", *, output: Path, resumed: bool) -> None:
-    """Begin the run that is named after ``output``; trackio and tensorboard continue it when it is ``resumed``."""
+def start_tracking(accelerator: Accelerator, settings: dict[str, Any], *, output: Path, resumed: bool) -> None:
+    """Begin the run that is named after ``output``; trackio and tensorboard continue it when it is ``resumed``.
+
+    ``settings`` are the run's, ``tracker`` among them.
+    """
     name = output.as_posix().strip("./").replace("/", "-")
-    settings = {key: str(value) if isinstance(value, tuple) else value for key, value in asdict(config).items()}
+    plain = {key: str(value) if isinstance(value, tuple) else value for key, value in settings.items()}
     accelerator.init_trackers(
-        "tensorboard" if config.tracker == "tensorboard" else PROJECT,  # its folder in ``output``
-        config=settings,
+        "tensorboard" if settings["tracker"] == "tensorboard" else PROJECT,  # its folder in ``output``
+        config=plain,
         init_kwargs={
             "trackio": {"name": name, "resume": "allow" if resumed else "never"},
             # offline it cannot continue a run, which begins another one in its group
