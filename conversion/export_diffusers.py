@@ -28,7 +28,8 @@ PIPELINES = {
     "UnCLIPImageVariationPipeline": (*_BOTH, "image_encoder", "feature_extractor"),
 }
 _CLASSES = ("PriorTransformer", "UNet2DConditionModel", "UNet2DModel", "UnCLIPScheduler", "UnCLIPTextProjModel")
-_OURS = {"patch_size": 1, "coordinates": False}  # keys of our networks, at what leaves diffusers' network
+# keys of our networks, at what leaves diffusers' network
+_OURS = {"patch_size": 1, "coordinates": False, "self_conditioning": False}
 _SCHEDULER = (
     "_class_name", "_diffusers_version", "num_train_timesteps", "variance_type", "clip_sample", "clip_sample_range",
     "prediction_type", "beta_schedule",

@@ -17,7 +17,11 @@ from models.configs import Case, loss, outputs, randomise
 
 
 THEIRS = {c.__name__: c for c in (PriorTransformer, UNet2DModel, UNet2DConditionModel, UnCLIPTextProjModel)}
-CASES = [case for case in configs.CASES if case.model_class.__name__ in THEIRS]
+CASES = [
+    case
+    for case in configs.CASES
+    if case.model_class.__name__ in THEIRS and not case.config.get("self_conditioning")  # which is ours alone
+]
 OURS = {case.model_class.__name__: case.model_class for case in CASES}
 REAL = json.loads((Path(__file__).parents[1] / "golden" / "real_size_models.json").read_text())
 
