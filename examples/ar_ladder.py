@@ -91,7 +91,7 @@ def trained(run: Path, *, scenes: int, steps: int) -> Path:
     cached = run / "embeddings"
     unclip(["embed", f"scenes:64:{scenes}", "--output", str(cached), "--quiet"], standalone_mode=False)
     settings = {"batch": min(256, scenes), "train.steps": steps, "train.warmup": min(100, steps)}
-    settings |= {"train.log_every": min(50, steps)}
+    settings |= {"train.log_every": min(50, steps), "train.tracker": "none"}
     changes = [text for name, value in settings.items() for text in ("--set", f"{name}={value}")]
     arguments = ["--kind", "autoregressive", "--data", str(cached), "--base", BUNDLED_MODEL, "--proof-steps", "0"]
     unclip(["train", "prior", *arguments, "--output", str(run), *changes], standalone_mode=False)

@@ -55,6 +55,7 @@ def main(count: int, known: int, prior_steps: int, decoder_steps: int, batch: in
         data = ["--data", str(cached)] if network == "prior" else ["--data", str(photos), "--embeddings", str(cached)]
         settings = {"start": "base", "batch": batch, "lora_rank": adapters, "train.steps": steps, "train.lr": lr}
         settings |= {"train.warmup": min(20, steps), "train.ema": 0.99, "train.log_every": min(50, steps)}
+        settings |= {"train.tracker": "none"}
         changes = [text for name, value in settings.items() for text in ("--set", f"{name}={value}")]
         folder = output / run
         unclip(
