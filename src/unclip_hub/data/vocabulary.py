@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
+from functools import lru_cache
 from typing import Any
 
 
@@ -40,8 +41,15 @@ def unknown_words(tokenizer: Any, captions: Iterable[str]) -> dict[str, list[str
 
     A tokenizer without that entry, as those of large models are, knows every word.
     """
-    known = tokenizer.init_kwargs.get(KEY) or []
+    known = tuple(tokenizer.init_kwargs.get(KEY) or ())
     if not known:
         return {}
-    unknown = dict.fromkeys(word for caption in captions for word in words_of(caption) if word not in known)
-    return {word: get_close_matches(word, known, n=3, cutoff=0.6) for word in unknown}
+    held = set(known)
+    unknown = dict.fromkeys(word for caption in captions for word in words_of(caption) if word not in held)
+    return {word: list(_near(word, known)) for word in unknown}
+
+
+@lru_cache(maxsize=1 << 16)
+def _near(word: str, known: tuple[str, ...]) -> tuple[str, ...]:
+    """Milliseconds of search, and a training meets the same words in every batch."""
+    return tuple(get_close_matches(word, known, n=3, cutoff=0.6))

@@ -409,6 +409,6 @@ def each(image: Pictures) -> list[Image.Image | np.ndarray | Tensor]:
     return [read_picture(item) if isinstance(item, str | Path) else item for item in several]  # type: ignore[misc]
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=1 << 16)
 def _warn_once(message: str) -> None:
     logger.warning(message)
