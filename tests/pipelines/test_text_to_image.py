@@ -223,7 +223,25 @@ def test_a_1024_stage_is_run_when_present():
     assert run(pipe).images.shape == (1, 3, 64, 64)
 
 
+@pytest.mark.parametrize(("size", "stages"), [(16, 0), (32, 1), (64, 2), (None, 2)])
+def test_the_pictures_are_as_large_as_asked(size, stages):
+    larger = tiny.upsampler()
+    larger.register_to_config(sample_size=64)
+    parts = tiny.components(karlo=False)
+    pipe = UnCLIPPipeline(**parts, super_res_1024=larger, super_res_1024_scheduler=parts["super_res_scheduler"])
+    pipe.set_progress_bar_config(disable=True)
+    ran = []
+    made = run(pipe, output_size=size, callback_on_step_end=lambda pipe, *_: ran.append(pipe.stage))
+    assert made.images.shape[-1] == (size or 64)
+    assert set(ran) - {"prior", "decoder"} == set(("super_res", "super_res_1024")[:stages])
+    preferring = UnCLIPPipeline(**{**pipe.components, "sampling_defaults": {"output_size": 32}})
+    preferring.set_progress_bar_config(disable=True)
+    assert run(preferring).images.shape[-1] == 32
+    assert run(preferring, output_size=size).images.shape[-1] == (size or 32)
+
+
 WRONG = [
+    ({"output_size": 100}, r"output_size must be one of \[16, 32\], which this checkpoint makes, got 100"),
     ({"prompt": None}, "exactly one of prompt, prompt_embeds and text_model_output, got none"),
     ({"prompt": 3}, "prompt must be a string or a non-empty list of strings, got int"),
     ({"prompt": []}, "prompt must be a string or a non-empty list"),

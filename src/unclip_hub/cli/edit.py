@@ -21,6 +21,7 @@ from unclip_hub.cli import options, plain_errors
 @options.negative
 @options.decoder_steps
 @options.upsampler_steps
+@options.size
 @options.decoder_guidance
 @options.model
 def command(

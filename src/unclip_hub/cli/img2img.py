@@ -29,6 +29,7 @@ from unclip_hub.cli.painting import IMAGE_WEIGHT, WEIGHTED, prompted
 @options.decoder_steps
 @options.prior_steps
 @options.upsampler_steps
+@options.size
 @options.decoder_guidance
 @options.prior_guidance
 @options.model

@@ -23,6 +23,7 @@ from unclip_hub.cli import options, plain_errors
 @options.decoder_steps
 @options.prior_steps
 @options.upsampler_steps
+@options.size
 @options.decoder_guidance
 @options.prior_guidance
 @options.model

@@ -60,6 +60,9 @@ prior_steps = click.option("--prior-steps", "prior_num_inference_steps", type=ST
 upsampler_steps = click.option(
     "--upsampler-steps", "super_res_num_inference_steps", type=STEPS, help="Steps of the upsampler."
 )
+size = click.option(
+    "--size", "output_size", type=click.IntRange(min=1), help="Side in px: what a stage of the model makes, as 256."
+)
 decoder_guidance = guidance("--guidance", "decoder_guidance_scale", help="Guidance scale of the decoder; 1 is none.")
 prior_guidance = guidance("--prior-guidance", "prior_guidance_scale", help="Guidance scale of the prior; 1 is none.")
 exact = click.option("--exact", is_flag=True, help="Invert the picture exactly, not as well as DDIM can.")

@@ -42,7 +42,7 @@ from unclip_hub.pipelines.offload import offload_groups_to_disk
 from unclip_hub.pipelines.priors import diffused, sampled
 from unclip_hub.pipelines.publish import publish
 from unclip_hub.pipelines.registration import register
-from unclip_hub.pipelines.settings import Interval, check_defaults, samples_itself
+from unclip_hub.pipelines.settings import Interval, check_defaults, samples_itself, upsamplers
 from unclip_hub.pipelines.stage import Generator, OnStep, guided, run
 from unclip_hub.pipelines.weighting import context_length, encode_weighted
 from unclip_hub.sampling import Predict
@@ -304,22 +304,20 @@ class UnCLIPPipelineBase(LoraMixin, DiffusionPipeline):
         small_images: Float[Tensor, "b 3 h w"],
         *,
         num_inference_steps: int,
+        stages: tuple[str, ...] | None = None,
         generator: Generator = None,
         latents: Float[Tensor, "b 3 H W"] | None = None,
         on_step: OnStep | None = None,
     ) -> Float[Tensor, "b 3 H2 W2"]:
-        """The decoder's pictures through every upsampler that the checkpoint has; ``latents`` are the first one's."""
+        """The decoder's pictures through ``stages``, by default every upsampler; ``latents`` are the first one's."""
         images = small_images
-        if self.super_res_first is not None:
-            images = self.upsample(
-                images, num_inference_steps=num_inference_steps, generator=generator, latents=latents, on_step=on_step
-            )
-        if self.super_res_1024 is not None:
+        for stage in upsamplers(self) if stages is None else stages:
             images = self.upsample(
                 images,
                 num_inference_steps=num_inference_steps,
-                stage="super_res_1024",
+                stage=stage,
                 generator=generator,
+                latents=latents if stage == "super_res" else None,
                 on_step=on_step,
             )
         return images

@@ -55,6 +55,7 @@ class UnCLIPImageToImagePipeline(UnCLIPPipelineBase):
         image_embeds: Float[Tensor, "b d"] | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
+        output_size: int | None = None,
         callback_on_step_end: Callable[[Any, int, int, dict[str, Tensor]], dict[str, Tensor] | None] | None = None,
         callback_on_step_end_tensor_inputs: tuple[str, ...] | list[str] = ("latents",),
     ) -> UnCLIPPipelineOutput | tuple[Images, Tensor | None, Images]:
@@ -77,6 +78,7 @@ class UnCLIPImageToImagePipeline(UnCLIPPipelineBase):
             prior_num_inference_steps=prior_num_inference_steps,
             decoder_num_inference_steps=decoder_num_inference_steps,
             super_res_num_inference_steps=super_res_num_inference_steps,
+            output_size=output_size,
             prior_guidance_scale=prior_guidance_scale,
             decoder_guidance_scale=decoder_guidance_scale,
             prior_guidance_interval=prior_guidance_interval,
@@ -127,7 +129,7 @@ class UnCLIPImageToImagePipeline(UnCLIPPipelineBase):
             generator=generator, latents=decoder_latents, on_step=on_step,
         )  # fmt: skip
         images = self.enlarge(
-            small_images, num_inference_steps=chosen.steps["super_res"],
+            small_images, num_inference_steps=chosen.steps["super_res"], stages=chosen.upsamplers,
             generator=generator, latents=super_res_latents, on_step=on_step,
         )  # fmt: skip
         self.maybe_free_model_hooks()

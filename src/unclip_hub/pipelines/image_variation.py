@@ -55,6 +55,7 @@ class UnCLIPImageVariationPipeline(UnCLIPPipelineBase):
         weighted: bool = False,
         decoder_guidance_interval: Interval | None = None,
         decoder_guidance_rescale: float | int | None = None,
+        output_size: int | None = None,
         callback_on_step_end: Callable[[Any, int, int, dict[str, Tensor]], dict[str, Tensor] | None] | None = None,
         callback_on_step_end_tensor_inputs: tuple[str, ...] | list[str] = ("latents",),
     ) -> UnCLIPPipelineOutput | tuple[Images, Tensor | None, Images]:
@@ -76,6 +77,8 @@ class UnCLIPImageVariationPipeline(UnCLIPPipelineBase):
             decoder_guidance_scale: classifier-free guidance, 1 for none; ``decoder_guidance_interval`` and
                 ``decoder_guidance_rescale`` as in ``UnCLIPPipeline``.
             output_type: ``"pil"``, ``"np"`` or ``"pt"``.
+            output_size: side of the pictures in px, one that the checkpoint's stages make (64, 256, 1024); by default
+                what the checkpoint prefers, or the largest.
             callback_on_step_end: called as ``(pipe, step, timestep, {"latents": x})`` after every step of every stage,
                 ``pipe.stage`` telling which; a dict with ``"latents"`` that it returns replaces them.
 
@@ -86,6 +89,7 @@ class UnCLIPImageVariationPipeline(UnCLIPPipelineBase):
             self,
             decoder_num_inference_steps=decoder_num_inference_steps,
             super_res_num_inference_steps=super_res_num_inference_steps,
+            output_size=output_size,
             decoder_guidance_scale=decoder_guidance_scale,
             decoder_guidance_interval=decoder_guidance_interval,
             decoder_guidance_rescale=decoder_guidance_rescale,
@@ -143,7 +147,7 @@ class UnCLIPImageVariationPipeline(UnCLIPPipelineBase):
                 generator=generator, latents=decoder_latents, on_step=on_step,
             )  # fmt: skip
         images = self.enlarge(
-            small_images, num_inference_steps=chosen.steps["super_res"],
+            small_images, num_inference_steps=chosen.steps["super_res"], stages=chosen.upsamplers,
             generator=generator, latents=super_res_latents, on_step=on_step,
         )  # fmt: skip
         self.maybe_free_model_hooks()

@@ -16,7 +16,7 @@ from unclip_hub.pipelines.output import Images, UnCLIPPipelineOutput, as_output
 from unclip_hub.pipelines.prompted import check_prompted, mixed, same_sized
 from unclip_hub.pipelines.settings import Interval, settings
 from unclip_hub.pipelines.stage import Generator, OnStep, guided, on_step_end, run
-from unclip_hub.pipelines.tiling import enlarge_tiled, tiled, windows_over
+from unclip_hub.pipelines.tiling import enlarge_tiled, tiled, upsampler_sizes, windows_over
 
 
 class UnCLIPInpaintPipeline(UnCLIPPipelineBase):
@@ -106,7 +106,7 @@ class UnCLIPInpaintPipeline(UnCLIPPipelineBase):
         check_count("jump_length", jump_length)
         originals = same_sized(image)
         masks = _masks(mask, originals)
-        small_size, working_size = self._canvas(*originals.shape[-2:], short_side=short_side)
+        small_size, working_size = self._canvas(*originals.shape[-2:], stages=chosen.upsamplers, short_side=short_side)
         rows = check_prompted(
             self,
             images=len(originals),
@@ -149,7 +149,12 @@ class UnCLIPInpaintPipeline(UnCLIPPipelineBase):
             generator=generator, latents=decoder_latents, on_step=on_step,
         )  # fmt: skip
         images = enlarge_tiled(
-            self, small_images, num_inference_steps=chosen.steps["super_res"], generator=generator, on_step=on_step
+            self,
+            small_images,
+            num_inference_steps=chosen.steps["super_res"],
+            stages=chosen.upsamplers,
+            generator=generator,
+            on_step=on_step,
         )
         self.maybe_free_model_hooks()
         images = images if working_size == tuple(originals.shape[-2:]) else resize(images, originals.shape[-2:])
@@ -205,11 +210,12 @@ class UnCLIPInpaintPipeline(UnCLIPPipelineBase):
         )
         return paste(x.clamp(-1, 1), known.pixels.to(x), mask=known.mask.to(x))
 
-    def _canvas(self, height: int, width: int, *, short_side: int | None) -> tuple[tuple[int, int], tuple[int, int]]:
+    def _canvas(
+        self, height: int, width: int, *, stages: tuple[str, ...], short_side: int | None
+    ) -> tuple[tuple[int, int], tuple[int, int]]:
         """The size of the decoder's canvas, and of what the upsamplers make of it."""
         small = self.decoder.config["sample_size"]
-        upsamplers = [net for net in (self.super_res_first, self.super_res_1024) if net is not None]
-        factor = upsamplers[-1].config["sample_size"] // small if upsamplers else 1
+        factor = upsampler_sizes(self, stages[-1])[1] // small if stages else 1
         short = small * factor if short_side is None else short_side
         if not isinstance(short, int) or short < small * factor:
             raise ValueError(f"short_side must be at least {small * factor} for this checkpoint, got {short_side!r}")

@@ -62,6 +62,7 @@ class UnCLIPInterpolationPipeline(UnCLIPPipelineBase):
         generator: Generator = None,
         output_type: str = "pil",
         return_dict: bool = True,
+        output_size: int | None = None,
         callback_on_step_end: Callable[[Any, int, int, dict[str, Tensor]], dict[str, Tensor] | None] | None = None,
         callback_on_step_end_tensor_inputs: tuple[str, ...] | list[str] = ("latents",),
     ) -> UnCLIPPipelineOutput | tuple[Images, Tensor | None, Images]:
@@ -81,6 +82,8 @@ class UnCLIPInterpolationPipeline(UnCLIPPipelineBase):
             negative_prompt: what to guide away from, in the prior and the decoder; the empty caption by default.
             weighted: read ``(red:1.4)`` in captions as "red", 1.4 times as strong; otherwise brackets are text.
             generator: frames of one way share their noise, also the upsampler's; a list has one per picture made.
+            output_size: side of the pictures in px, one that the checkpoint's stages make (64, 256, 1024); by default
+                what the checkpoint prefers, or the largest.
             callback_on_step_end: as in ``UnCLIPPipeline``; ``pipe.stage`` is ``"inversion"`` while pictures are
                 inverted.
 
@@ -92,6 +95,7 @@ class UnCLIPInterpolationPipeline(UnCLIPPipelineBase):
             prior_num_inference_steps=prior_num_inference_steps,
             decoder_num_inference_steps=decoder_num_inference_steps,
             super_res_num_inference_steps=super_res_num_inference_steps,
+            output_size=output_size,
             prior_guidance_scale=prior_guidance_scale,
             decoder_guidance_scale=decoder_guidance_scale,
             prior_guidance_interval=prior_guidance_interval,
@@ -151,7 +155,11 @@ class UnCLIPInterpolationPipeline(UnCLIPPipelineBase):
                 generator=generators, on_step=on_step,
             )  # fmt: skip
         images = self.enlarge(
-            small_images, num_inference_steps=chosen.steps["super_res"], generator=generators, on_step=on_step
+            small_images,
+            num_inference_steps=chosen.steps["super_res"],
+            stages=chosen.upsamplers,
+            generator=generators,
+            on_step=on_step,
         )
         self.maybe_free_model_hooks()
         finished, small = as_output(images, output_type), as_output(small_images, output_type)

@@ -19,6 +19,7 @@ SAMPLING_DEFAULTS: dict[str, Any] = {
     "prior_guidance_rescale": 0.0,
     "decoder_guidance_rescale": 0.0,
     "prior_options": None,
+    "output_size": None,  # the largest
 }
 GUIDANCE = ("guidance_scale", "guidance_interval", "guidance_rescale")
 
@@ -29,13 +30,15 @@ Interval = tuple[float | int, float | int]
 class Settings:
     """Keyword arguments: the prior's in ``prior``, the other verbs' in ``steps`` and ``guidance`` by stage.
 
-    Those two have an entry for the prior as well if it is a diffusion. ``num_prior_samples`` is how many it draws.
+    Those two have an entry for the prior as well if it is a diffusion. ``num_prior_samples`` is how many it draws, and
+    ``upsamplers`` are the stages after the decoder.
     """
 
     prior: dict[str, Any]
     steps: dict[str, int]
     guidance: dict[str, dict[str, Any]]
     num_prior_samples: int
+    upsamplers: tuple[str, ...]
 
     @property
     def guided(self) -> bool:
@@ -65,7 +68,25 @@ def settings(pipe: Any, **given: Any) -> Settings:
     if not samples_itself(pipe.prior):
         steps["prior"] = prior["num_inference_steps"]
         guidance["prior"] = {part: prior[part] for part in GUIDANCE}
-    return Settings(prior, steps, guidance, chosen["num_prior_samples"])
+    if given.get("output_size") is not None:
+        _check_size(pipe, given["output_size"])
+    return Settings(prior, steps, guidance, chosen["num_prior_samples"], upsamplers(pipe, chosen["output_size"]))
+
+
+def upsamplers(pipe: Any, output_size: int | None = None) -> tuple[str, ...]:
+    """The stages that make the decoder's pictures larger, at most to ``output_size``, or as large as they can."""
+    return tuple(stage for stage, size in _sizes(pipe).items() if output_size is None or size <= output_size)
+
+
+def _check_size(pipe: Any, output_size: int) -> None:
+    made = [pipe.decoder.config["sample_size"], *_sizes(pipe).values()]
+    if output_size not in made:
+        raise ValueError(f"output_size must be one of {made}, which this checkpoint makes, got {output_size!r}")
+
+
+def _sizes(pipe: Any) -> dict[str, int]:
+    networks = {"super_res": pipe.super_res_first, "super_res_1024": pipe.super_res_1024}
+    return {stage: net.config["sample_size"] for stage, net in networks.items() if net is not None}
 
 
 def samples_itself(prior: Any) -> bool:

@@ -54,6 +54,7 @@ class UnCLIPTextDiffPipeline(UnCLIPPipelineBase):
         generator: Generator = None,
         output_type: str = "pil",
         return_dict: bool = True,
+        output_size: int | None = None,
         callback_on_step_end: Callable[[Any, int, int, dict[str, Tensor]], dict[str, Tensor] | None] | None = None,
         callback_on_step_end_tensor_inputs: tuple[str, ...] | list[str] = ("latents",),
     ) -> UnCLIPPipelineOutput | tuple[Images, Tensor | None, Images]:
@@ -71,6 +72,8 @@ class UnCLIPTextDiffPipeline(UnCLIPPipelineBase):
             num_images_per_prompt: upsampled each with a noise of its own.
             negative_prompt: what to guide away from, if ``decoder_guidance_scale`` is not 1, its default.
             weighted: read ``(red:1.4)`` in captions as "red", 1.4 times as strong; otherwise brackets are text.
+            output_size: side of the pictures in px, one that the checkpoint's stages make (64, 256, 1024); by default
+                what the checkpoint prefers, or the largest.
             generator: pictures of one trajectory share their noise; a list has one per picture made.
 
         Raises:
@@ -80,6 +83,7 @@ class UnCLIPTextDiffPipeline(UnCLIPPipelineBase):
             self,
             decoder_num_inference_steps=decoder_num_inference_steps,
             super_res_num_inference_steps=super_res_num_inference_steps,
+            output_size=output_size,
             decoder_guidance_scale=decoder_guidance_scale,
             decoder_guidance_interval=decoder_guidance_interval,
             decoder_guidance_rescale=decoder_guidance_rescale,
@@ -140,7 +144,11 @@ class UnCLIPTextDiffPipeline(UnCLIPPipelineBase):
             for rows in (image_embeds, small_images)
         )
         images = self.enlarge(
-            small_images, num_inference_steps=chosen.steps["super_res"], generator=generators, on_step=on_step
+            small_images,
+            num_inference_steps=chosen.steps["super_res"],
+            stages=chosen.upsamplers,
+            generator=generators,
+            on_step=on_step,
         )
         self.maybe_free_model_hooks()
         finished, small = as_output(images, output_type), as_output(small_images, output_type)

@@ -67,6 +67,7 @@ class UnCLIPPipeline(UnCLIPPipelineBase):
         small_images: Float[Tensor, "b 3 h w"] | None = None,
         num_prior_samples: int | None = None,
         num_candidates: int | None = None,
+        output_size: int | None = None,
         callback_on_step_end: Callable[[Any, int, int, dict[str, Tensor]], dict[str, Tensor] | None] | None = None,
         callback_on_step_end_tensor_inputs: tuple[str, ...] | list[str] = ("latents",),
     ) -> UnCLIPPipelineOutput | tuple[Images, Tensor | None, Images]:
@@ -101,6 +102,8 @@ class UnCLIPPipeline(UnCLIPPipelineBase):
             num_candidates: how many pictures to make of every prompt, for CLIP to choose the ``num_images_per_prompt``
                 best, which come best first with their cosines as ``scores``. ``generator`` lists and latents then
                 have one row per candidate.
+            output_size: side of the pictures in px, one that the checkpoint's stages make (64, 256, 1024); by default
+                what the checkpoint prefers, or the largest.
             callback_on_step_end: called as ``(pipe, step, timestep, {"latents": x})`` after every step of every stage,
                 ``pipe.stage`` telling which; a dict with ``"latents"`` that it returns replaces them.
 
@@ -112,6 +115,7 @@ class UnCLIPPipeline(UnCLIPPipelineBase):
             prior_num_inference_steps=prior_num_inference_steps,
             decoder_num_inference_steps=decoder_num_inference_steps,
             super_res_num_inference_steps=super_res_num_inference_steps,
+            output_size=output_size,
             prior_guidance_scale=prior_guidance_scale,
             decoder_guidance_scale=decoder_guidance_scale,
             prior_guidance_interval=prior_guidance_interval,
@@ -180,7 +184,7 @@ class UnCLIPPipeline(UnCLIPPipelineBase):
                 generator=generator, latents=decoder_latents, on_step=on_step,
             )  # fmt: skip
         images = self.enlarge(
-            small_images, num_inference_steps=chosen.steps["super_res"],
+            small_images, num_inference_steps=chosen.steps["super_res"], stages=chosen.upsamplers,
             generator=generator, latents=super_res_latents, on_step=on_step,
         )  # fmt: skip
         if num_candidates is not None:

@@ -82,16 +82,15 @@ def enlarge_tiled(
     images: Float[Tensor, "b 3 h w"],
     *,
     num_inference_steps: int,
+    stages: tuple[str, ...],
     generator: Generator = None,
     on_step: OnStep | None = None,
 ) -> Float[Tensor, "b 3 H W"]:
-    """A canvas of any size through every upsampler that the checkpoint has."""
-    for stage, network in (("super_res", pipe.super_res_first), ("super_res_1024", pipe.super_res_1024)):
-        if network is not None:
-            images = upsample_tiled(
-                pipe, images, num_inference_steps=num_inference_steps, stage=stage, generator=generator,
-                on_step=on_step,
-            )  # fmt: skip
+    """A canvas of any size through these upsamplers."""
+    for stage in stages:
+        images = upsample_tiled(
+            pipe, images, num_inference_steps=num_inference_steps, stage=stage, generator=generator, on_step=on_step
+        )
     return images
 
 
