@@ -12,6 +12,7 @@ from unclip_hub.data.scenes import (
     Scene,
     Thing,
     caption,
+    covered_cells,
     dataset,
     is_held_out,
     looks_same,
@@ -59,7 +60,7 @@ def test_64_px_is_the_reduced_256_px(bank):
         large = render(scene, size=256, bank=bank).astype(float)
         apart = np.abs(large.reshape(64, 4, 64, 4, 3).mean(axis=(1, 3)) - render(scene, size=64, bank=bank))
         assert apart.mean() < 0.3
-        assert apart.max() <= 24, "they may differ a little where an edge crosses detailed scenery"
+        assert apart.max() <= 48, "they may differ a little where an edge crosses detailed scenery"
 
 
 def test_1024_px_agrees_too():
@@ -115,7 +116,7 @@ def test_about_a_tenth_of_the_triples_is_held_out():
 
 def test_a_pair_named_the_other_way_round_is_held_out_alike():
     for scene in draw(300, split="held_out"):
-        if scene.relation is not None:
+        if scene.layout == "pair":
             a, b = scene.things
             other = replace(scene, things=(b, a), relation=OPPOSITE[scene.relation])
             assert is_held_out(other)
@@ -133,7 +134,7 @@ def test_every_attribute_value_occurs_in_training(scope):
     assert {t.position for t in things} == {name for name, _ in scope.positions} | {None}
     assert {t.size for t in things} == {name for name, _ in (*scope.sizes, *scope.pair_sizes)}
     assert {s.relation for s in scenes} == {None, *OPPOSITE}
-    assert {s.layout for s in scenes} == {"one", "count", "pair"}
+    assert {s.layout for s in scenes} == {"one", "count", "pair", "trio"}
 
 
 def test_wordings_of_the_splits_are_disjoint():
@@ -198,6 +199,8 @@ def differing(a, b):
     if a.relation != b.relation:
         found.add("relation")
     one, two = ([(t.noun, t.colour) for t in scene.things] for scene in (a, b))
+    if one != two and sorted(map(str, one)) == sorted(map(str, two)):
+        return found | {"relation"}  # another of three things stands apart
     if one != two and [n for n, _ in one] == [n for n, _ in two] and sorted(map(str, one)) != sorted(map(str, two)):
         exchanged = sorted(str(c) for _, c in one) == sorted(str(c) for _, c in two)
         return found | {"colour exchange" if exchanged else "colour"}
@@ -206,6 +209,26 @@ def differing(a, b):
         if t.position != u.position and t.count == u.count:
             found.add("position")
     return found
+
+
+def test_three_things_stand_as_their_caption_says(bank):
+    things = Thing("heart", "red"), Thing("ring", "blue"), Thing("star", "pink")
+    scene = Scene("white", things, relation="above")
+    heart, ring, star = scene.slots
+    assert heart[3] < ring[3] == star[3] and ring[2] < heart[2] < star[2]
+    rng = np.random.default_rng(3)
+    for wording in ("train", "held_out"):
+        said = [caption(scene, rng, wording=wording) for _ in range(40)]
+        assert all(text.index("heart") < text.index("blue") < text.index("pink star") for text in said)
+        assert all(" and " in text for text in said)
+    assert not looks_same(scene, replace(scene, things=(things[0], things[2], things[1])))
+
+
+def test_covered_cells_are_those_of_the_things():
+    scene = Scene("white", (Thing("heart", "red"), Thing("ring", "blue")), relation="left of")
+    covered = covered_cells(scene, cells=8)
+    assert set(covered[:, :4].ravel()) == {0, 1} and set(covered[:, 4:].ravel()) == {0, 2}
+    assert 4 <= (covered == 1).sum() <= 9
 
 
 def test_swapped_pictures_differ_and_stay_in_their_split(bank):
@@ -232,7 +255,7 @@ def test_swap_says_when_it_cannot():
     [
         (lambda: Scene("moon", (Thing("circle", "red", position="left"),)), "background among .* got 'moon'"),
         (lambda: Scene("white", (Thing("circle", "red"),)), "expected a position"),
-        (lambda: Scene("white", (Thing("circle", "red", position="left"),) * 2), "two with a relation"),
+        (lambda: Scene("white", (Thing("circle", "red", position="left"),) * 2), "three with a relation"),
         (lambda: Scene("white", (Thing("star", "red", count=5),)), "count of 1 to 4"),
         (lambda: Scene("white", (Thing("star", "red", count=2, size="large"),)), "small or medium"),
         (lambda: Scene("white", (Thing("star", "red"), Thing("ring", "red")), relation="near"), "got 'near'"),

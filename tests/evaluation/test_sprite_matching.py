@@ -27,7 +27,7 @@ def matcher(bank):
 
 @pytest.fixture(scope="module")
 def held_out(bank):
-    return dataset(120, seed=1, scope=SHAPES_ONLY, bank=bank, split="held_out")
+    return dataset(250, seed=1, scope=SHAPES_ONLY, bank=bank, split="held_out")
 
 
 def wrong(picture, scene, matcher):
@@ -101,6 +101,17 @@ def test_count_and_relation(bank, matcher):
     assert wrong(picture, replace(pair, relation="above"), matcher) == {"relation", "all"}
     exchanged = replace(pair, things=(Thing("star", "blue"), Thing("ring", "pink")))
     assert wrong(picture, exchanged, matcher) == {"colour", "object and colour", "all"}
+
+
+def test_the_first_of_three_things_is_judged_against_both_others(bank, matcher):
+    things = Thing("star", "pink"), Thing("ring", "blue"), Thing("heart", "red")
+    trio = Scene("city", things, relation="above")
+    picture = render(trio, size=64, bank=bank)
+    assert wrong(picture, trio, matcher) == set()
+    assert wrong(picture, replace(trio, relation="left of"), matcher) == {"relation", "all"}
+    assert wrong(picture, replace(trio, things=things[::-1]), matcher) == {"relation", "all"}
+    pair = render(Scene("city", things[:2], relation="above"), size=64, bank=bank)
+    assert wrong(pair, trio, matcher) == {"object", "colour", "object and colour", "relation", "all"}
 
 
 def test_an_extra_thing_spoils_only_the_whole(bank, matcher):

@@ -18,7 +18,7 @@ from unclip_hub.data.scene_spec import OPPOSITE, Scene, Scope, Split, Thing
 T = TypeVar("T")
 
 # {thing} "a red circle", {tag} "red circle", {place} "on the left", {bg} "in a forest", {bare} "forest",
-# {a_bg} "a forest", {there} "there is" or "there are"
+# {a_bg} "a forest", {there} "there is" or "there are"; {other} may be two, "a blue square and a car"
 WORDINGS: dict[Split, dict[str, tuple[str, ...]]] = {
     "train": {
         "thing": (
@@ -37,6 +37,8 @@ WORDINGS: dict[Split, dict[str, tuple[str, ...]]] = {
             "{bg}, {thing} {place}",
             "{there} {thing} {place} {bg}",
             "{thing} {bg}, {place}",
+            "{place}, {thing}, {bg}",
+            "{bg}, {place}, {thing}",
             "a picture with {thing} {place} {bg}",
             "{tag}, {bare_place}, {bare}",
         ),
@@ -102,6 +104,10 @@ _SIGNS = {  # the character of an emoji is one more name of it
     "sailboat": "⛵",
     "apple": "🍎",
     "robot": "🤖",
+    "crab": "🦀",
+    "sunflower": "🌻",
+    "guitar": "🎸",
+    "balloon": "🎈",
 }
 _SIZES = {
     "small": ("small", "little"),
@@ -143,7 +149,7 @@ def caption(scene: Scene, rng: np.random.Generator, *, wording: Split = "train")
     """
     first, *rest = scene.things
     relation = scene.relation
-    if rest and rng.random() < 0.3:
+    if len(rest) == 1 and rng.random() < 0.3:
         assert relation is not None
         first, rest, relation = rest[0], [first], OPPOSITE[relation]
     tag = _tag(first, rng)
@@ -153,9 +159,9 @@ def caption(scene: Scene, rng: np.random.Generator, *, wording: Split = "train")
     kind = "thing"
     if relation is not None:
         kind = "pair"
-        other = _tag(rest[0], rng)
-        parts |= {"relation": _pick(rng, _RELATIONS[relation])}
-        parts |= {"other_tag": other, "other": _article(rest[0], other, rng)}
+        others = [_tag(thing, rng) for thing in rest]
+        parts |= {"relation": _pick(rng, _RELATIONS[relation]), "other_tag": " and ".join(others)}
+        parts |= {"other": " and ".join(_article(thing, tag, rng) for thing, tag in zip(rest, others, strict=True))}
     elif first.position is not None:
         place = _pick(rng, _PLACES[first.position])
         if place:
@@ -177,7 +183,7 @@ def scenery(background: str) -> tuple[tuple[str, ...], tuple[str, ...], tuple[st
 
 def words(scope: Scope) -> tuple[str, ...]:
     """Every word a caption of a scene of `scope` may hold, sorted; commas are no words."""
-    phrases: list[str] = ["a", "an", "there is", "there are"]
+    phrases: list[str] = ["a", "an", "and", "there is", "there are"]
     for templates in WORDINGS.values():
         phrases += [part for lines in templates.values() for line in lines for part in _literals(line)]
     phrases += [name for noun in scope.nouns for pair in names(noun) for name in pair]

@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import combinations
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -40,6 +41,12 @@ _PAIR_SLOTS = {
     "above": ((0, -1), (0, 1)),
     "below": ((0, 1), (0, -1)),
 }
+_TRIO_SLOTS = {  # of the second and third the first named stands on the left, or at the top
+    "left of": ((-1, 0), (1, -1), (1, 1)),
+    "right of": ((1, 0), (-1, -1), (-1, 1)),
+    "above": ((0, -1), (-1, 1), (1, 1)),
+    "below": ((0, 1), (-1, -1), (1, -1)),
+}
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,10 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """A background (in one of its variants) and one thing, or two with `relation`: "first, relation, second"."""
+    """A background (in one of its variants) and one thing, or several with `relation`.
+
+    With two things "first, relation, second"; with three "first, relation, second and third".
+    """
 
     background: str
     things: tuple[Thing, ...]
@@ -67,8 +77,10 @@ class Scene:
     variant: int = 0
 
     def __post_init__(self) -> None:
-        if len(self.things) not in (1, 2) or (len(self.things) == 2) != (self.relation is not None):
-            raise ValueError(f"expected one thing, or two with a relation, got {self.things} and {self.relation!r}")
+        if not 1 <= len(self.things) <= 3 or (len(self.things) > 1) != (self.relation is not None):
+            raise ValueError(
+                f"expected one thing, or two or three with a relation, got {self.things} and {self.relation!r}"
+            )
         if self.relation is not None and self.relation not in OPPOSITE:
             raise ValueError(f"expected a relation among {tuple(OPPOSITE)}, got {self.relation!r}")
         if not 0 <= self.variant < VARIANTS.get(self.background, 0):
@@ -79,15 +91,15 @@ class Scene:
                 raise ValueError(f"expected a size among {tuple(SIZES)} and a count of 1 to 4, got {thing}")
             if thing.position not in (POSITIONS if alone else (None,)):
                 raise ValueError(f"expected a position only for a thing that stands alone, got {thing}")
-            if thing.count > 1 and len(self.things) == 2:
-                raise ValueError(f"expected a count of 1 for each of two things, got {thing}")
+            if thing.count > 1 and len(self.things) > 1:
+                raise ValueError(f"expected a count of 1 for each of several things, got {thing}")
             if not alone and thing.size == "large":
                 raise ValueError(f"expected small or medium things where there are several, got {thing}")
 
     @property
-    def layout(self) -> Literal["one", "count", "pair"]:
-        if len(self.things) == 2:
-            return "pair"
+    def layout(self) -> Literal["one", "count", "pair", "trio"]:
+        if self.relation is not None:
+            return "pair" if len(self.things) == 2 else "trio"
         return "one" if self.things[0].count == 1 else "count"
 
     @property
@@ -95,7 +107,8 @@ class Scene:
         """Every sprite of the picture, those of the first thing first."""
         first = self.things[0]
         if self.relation is not None:
-            places = zip(self.things, _PAIR_SLOTS[self.relation], strict=True)
+            slots = _PAIR_SLOTS if len(self.things) == 2 else _TRIO_SLOTS
+            places = zip(self.things, slots[self.relation], strict=True)
             return tuple((t.kind, t.size, 128 + _GRID * x, 128 + _GRID * y) for t, (x, y) in places)
         if first.count > 1:
             return tuple(
@@ -110,7 +123,7 @@ class Scene:
 class Scope:
     """What `sample_scene` may draw. Probabilities need not add up to 1.
 
-    `layouts` weighs "one", "count" and "pair"; `sizes` those of a thing alone; `pair_sizes` those in pairs and counts
+    `layouts` weighs "one", "count", "pair" and "trio"; `sizes` those of a thing alone; `pair_sizes` those of several
     (where "large" has no room); `shape_share` is the part of the things that are shapes rather than emoji.
     """
 
@@ -118,25 +131,24 @@ class Scope:
     colours: tuple[str, ...] = tuple(COLOURS)
     emoji: tuple[str, ...] = ()
     backgrounds: tuple[str, ...] = (*PLAIN, *PLACES)
-    layouts: Weights = (("one", 0.6), ("count", 0.15), ("pair", 0.25))
+    layouts: Weights = (("one", 0.35), ("count", 0.15), ("pair", 0.35), ("trio", 0.15))
     positions: Weights = (("centre", 4), ("left", 1), ("right", 1), ("top", 1), ("bottom", 1))
     sizes: Weights = (("medium", 1), ("large", 1))
     pair_sizes: Weights = (("medium", 1),)
-    counts: tuple[int, ...] = (2, 3)
+    counts: tuple[int, ...] = (2, 3, 4)
     variants: int = 4
-    shape_share: float = 0.6
+    shape_share: float = 0.5
 
     @property
     def nouns(self) -> tuple[str, ...]:
         return self.shapes + self.emoji
 
 
-CPU = Scope(emoji=("koala", "elephant", "frog", "pumpkin", "house", "rocket", "car", "tree"), variants=2)
+CPU = Scope(emoji=tuple(EMOJI), variants=2)
 FULL = Scope(
     emoji=tuple(EMOJI),
     sizes=(("small", 0.6), ("medium", 1), ("large", 1)),
     pair_sizes=(("medium", 3), ("small", 1)),
-    counts=(2, 3, 4),
     shape_share=0.45,
 )
 
@@ -150,7 +162,8 @@ def slot_centres(size: str) -> tuple[tuple[int, int], ...]:
     if size not in SIZES:
         raise ValueError(f"expected a size among {tuple(SIZES)}, got {size!r}")
     alone = [(128 + _OFFSET[size] * x, 128 + _OFFSET[size] * y) for x, y in POSITIONS.values()]
-    grid = {place for group in (*_COUNT_SLOTS.values(), *_PAIR_SLOTS.values()) for place in group}
+    groups = (*_COUNT_SLOTS.values(), *_PAIR_SLOTS.values(), *_TRIO_SLOTS.values())
+    grid = {place for group in groups for place in group}
     several = [(128 + _GRID * x, 128 + _GRID * y) for x, y in grid] if size != "large" else []
     return tuple(sorted({*alone, *several}))
 
@@ -171,13 +184,17 @@ def sample_scene(rng: np.random.Generator, scope: Scope, *, split: Split = "trai
 def is_held_out(scene: Scene) -> bool:
     """Whether training never sees this combination: a held-out (noun, colour, background), or a held-out pair.
 
-    A pair is (thing, thing, axis, which comes first, background), the same whichever of the two is named first.
+    A pair is (thing, thing, axis, which comes first, background), the same whichever of the two is named first; three
+    things are (thing, relation, the others in their order, background).
     """
     background = scene.background
     if any(_hashed(f"{t.noun}|{t.colour}|{background}") < HELD_OUT for t in scene.things):
         return True
     if scene.relation is None:
         return False
+    if scene.layout == "trio":
+        kinds = "|".join(f"{thing.noun}|{thing.colour}" for thing in scene.things)
+        return _hashed(f"{scene.relation}|{kinds}|{background}") < HELD_OUT
     first, second = scene.things
     flipped = scene.relation in ("right of", "below")
     relation = OPPOSITE[scene.relation] if flipped else scene.relation
@@ -205,8 +222,8 @@ def swap(
 ) -> Scene:
     """Return the scene with exactly one attribute changed: a picture that looks different and a caption made false.
 
-    "relation" puts the things in another direction (its opposite exchanges the two); "colour exchange" gives two
-    shapes each other's colour. Attributes are chosen evenly, then alternatives evenly.
+    "relation" puts the things in another direction (its opposite exchanges two) or another of three things first;
+    "colour exchange" gives two shapes each other's colour. Attributes are chosen evenly, then alternatives evenly.
 
     Args:
         split: whose combinations the result must be of; None for any. With "train", captions of the result may
@@ -241,11 +258,12 @@ def _draw(rng: np.random.Generator, scope: Scope) -> Scene:
     size = _weighted(rng, scope.pair_sizes)
     if layout == "count":
         return Scene(background, (Thing(noun, colour, count=_pick(rng, scope.counts), size=size),), variant=variant)
-    other = _draw_kind(rng, scope)
-    while other == (noun, colour):
-        other = _draw_kind(rng, scope)
-    things = Thing(noun, colour, size=size), Thing(*other, size=_weighted(rng, scope.pair_sizes))
-    return Scene(background, things, relation=_pick(rng, tuple(OPPOSITE)), variant=variant)
+    things = [Thing(noun, colour, size=size)]
+    while len(things) < {"pair": 2, "trio": 3}[layout]:
+        kind = _draw_kind(rng, scope)
+        if kind not in [thing.kind for thing in things]:
+            things.append(Thing(*kind, size=_weighted(rng, scope.pair_sizes)))
+    return Scene(background, tuple(things), relation=_pick(rng, tuple(OPPOSITE)), variant=variant)
 
 
 def _draw_kind(rng: np.random.Generator, scope: Scope) -> Kind:
@@ -289,11 +307,23 @@ def _alternatives(scene: Scene, scope: Scope, attribute: str) -> list[Scene]:
         ]
     if attribute == "relation" and scene.relation is not None:
         others += [replace(scene, relation=relation) for relation in OPPOSITE if relation != scene.relation]
+        if scene.layout == "trio":
+            a, b, c = scene.things
+            others += [replace(scene, things=(b, a, c)), replace(scene, things=(c, b, a))]
     if attribute == "colour exchange" and scene.relation is not None:
-        a, b = scene.things
-        if None not in (a.colour, b.colour) and a.colour != b.colour and a.noun != b.noun:
-            others.append(replace(scene, things=(replace(a, colour=b.colour), replace(b, colour=a.colour))))
+        others += [replace(scene, things=things) for things in _exchanges(scene.things)]
     return [other for other in others if len({t.kind for t in other.things}) == len(other.things)]
+
+
+def _exchanges(things: tuple[Thing, ...]) -> list[tuple[Thing, ...]]:
+    """The things with the colours of two of them exchanged."""
+    exchanged = []
+    for i, j in combinations(range(len(things)), 2):
+        a, b = things[i], things[j]
+        if None not in (a.colour, b.colour) and a.colour != b.colour and a.noun != b.noun:
+            swapped = {i: replace(a, colour=b.colour), j: replace(b, colour=a.colour)}
+            exchanged.append(tuple(swapped.get(k, thing) for k, thing in enumerate(things)))
+    return exchanged
 
 
 def _other_things(scene: Scene, thing: Thing, scope: Scope, attribute: str) -> list[Thing]:
@@ -307,7 +337,7 @@ def _other_things(scene: Scene, thing: Thing, scope: Scope, attribute: str) -> l
     if attribute == "size":
         sizes = scope.sizes if scene.layout == "one" else scope.pair_sizes
         return [replace(thing, size=size) for size, _ in sizes if size != thing.size]
-    if attribute == "count" and scene.layout != "pair":
+    if attribute == "count" and scene.relation is None:
         counts = [n for n in (1, *scope.counts) if n != thing.count and (n == 1 or thing.size != "large")]
         return [replace(thing, count=n, position="centre" if n == 1 else None) for n in counts if _recount(thing, n)]
     return []

@@ -29,7 +29,7 @@ from unclip_hub.data.scene_spec import (
     swap,
     swappable,
 )
-from unclip_hub.data.sprites import SpriteBank
+from unclip_hub.data.sprites import SIZES, SpriteBank
 
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "Split",
     "Thing",
     "caption",
+    "covered_cells",
     "dataset",
     "is_held_out",
     "looks_same",
@@ -110,3 +111,13 @@ def dataset(
         texts.append(tuple(caption(scene, spoken, wording=wording or split) for _ in range(captions)))
         scenes.append(scene)
     return CaptionedScenes(pictures, texts, scenes)
+
+
+def covered_cells(scene: Scene, *, cells: int) -> NDArray[np.int64]:
+    """Which of the scene's slots the centre of each cell of a (cells, cells) grid lies on, from 1; 0: background."""
+    centre = (np.arange(cells) + 0.5) * 256 / cells
+    covered = np.zeros((cells, cells), dtype=np.int64)
+    for number, (_, size, x, y) in enumerate(scene.slots, start=1):
+        reach = 0.4 * SIZES[size]
+        covered[(abs(centre[:, None] - y) < reach) & (abs(centre[None] - x) < reach)] = number
+    return covered

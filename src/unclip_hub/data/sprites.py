@@ -54,6 +54,10 @@ EMOJI = {  # noun: name of its icon in Noto Emoji
     "sailboat": "sailboat",
     "apple": "red-apple",
     "robot": "robot",
+    "crab": "crab",
+    "sunflower": "sunflower",
+    "guitar": "guitar",
+    "balloon": "balloon",
 }
 
 Kind = tuple[str, str | None]  # (noun, colour); an emoji's colour is None

@@ -170,7 +170,8 @@ def judge(seen: Seen, scene: Scene) -> dict[str, bool | None]:
     """Compare what was seen with what was asked: right, wrong, or None where the caption does not ask.
 
     Of k things asked for, the k that explain most are judged, so a faint extra one makes only "count" and "all" wrong.
-    Two things are matched with two sightings in whichever way agrees best. Position is asked for when it is not the
+    Two or three things are matched with the sightings in whichever way agrees best; of three, the
+    relation of the first to both others is judged. Position is asked for when it is not the
     centre, size when it is not medium, count when it is above 1; "all" also needs the number of things to be right.
     """
     first = scene.things[0]
@@ -191,7 +192,7 @@ def judge(seen: Seen, scene: Scene) -> dict[str, bool | None]:
     if scene.layout == "count":
         verdict["count"] = len(seen.things) == first.count
     if scene.relation is not None:
-        verdict["relation"] = complete and decided and _relation(pairs[0][1], pairs[1][1]) == scene.relation
+        verdict["relation"] = complete and decided and _related(*(seen for _, seen in pairs)) == scene.relation
     verdict["all"] = len(seen.things) == len(wanted) and all(right for right in verdict.values() if right is not None)
     return verdict
 
@@ -256,7 +257,7 @@ def _match(wanted: Sequence[Thing], found: Sequence[Sighting]) -> tuple[list[tup
     """Pair things with sightings so that most agrees, nouns before colours; and is no other pairing as good?"""
     if len(found) < 2 or wanted[0] == wanted[1]:
         return list(zip(wanted, found, strict=False)), True
-    pairings = [list(zip(wanted, order, strict=True)) for order in permutations(found)]
+    pairings = [list(zip(wanted, order, strict=False)) for order in permutations(found)]
     scores = [sum(2 * (s.kind[0] == t.noun) + (s.tint == t.colour) for t, s in p) for p in pairings]
     return pairings[scores.index(max(scores))], scores.count(max(scores)) == 1
 
@@ -267,11 +268,16 @@ def _position(seen: Sighting) -> str | None:
     return next((name for name, place in POSITIONS.items() if place == (x, y)), None)
 
 
-def _relation(first: Sighting, second: Sighting) -> str | None:
-    """How the first stands to the second, None when neither axis clearly prevails."""
-    dx, dy = first.x - second.x, first.y - second.y
-    if abs(dx) >= 2 * abs(dy):
-        return "left of" if dx < 0 else "right of"
-    if abs(dy) >= 2 * abs(dx):
-        return "above" if dy < 0 else "below"
-    return None
+def _related(first: Sighting, *others: Sighting) -> str | None:
+    """How the first stands to all others, None when neither axis clearly prevails or they differ."""
+    clear = 2.0 if len(others) == 1 else 1.2  # beside two others it stands half a step off each
+    relations = set()
+    for other in others:
+        dx, dy = first.x - other.x, first.y - other.y
+        if abs(dx) >= clear * abs(dy):
+            relations.add("left of" if dx < 0 else "right of")
+        elif abs(dy) >= clear * abs(dx):
+            relations.add("above" if dy < 0 else "below")
+        else:
+            relations.add(None)
+    return relations.pop() if len(relations) == 1 else None
