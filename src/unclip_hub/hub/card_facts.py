@@ -14,6 +14,7 @@ T = TypeVar("T")
 MEASURES = {
     "adherence": "whether pictures show what their captions say",
     "fid": "FID",
+    "distribution": "distance of the pictures' distribution from real ones'",
     "clip_score": "CLIP score",
     "diversity": "diversity of the pictures of one caption",
     "seconds_per_picture": "time for a picture",
