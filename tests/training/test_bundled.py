@@ -9,9 +9,10 @@ import torch
 from unclip_hub import UnCLIPPipeline
 from unclip_hub.data.scene_spec import Scope
 from unclip_hub.data.sprites import SHAPES
-from unclip_hub.training.bundled import STAGES, Build, Recipe
+from unclip_hub.training.bundled import STAGES, Build, Recipe, read_layout
 from unclip_hub.training.loop import TrainConfig
-from unclip_hub.training.world import clip_batch, upsampler_batch
+from unclip_hub.training.presets import new_decoder, new_upsampler
+from unclip_hub.training.world import clip_batch, text_batch, upsampler_batch
 
 
 SHORT = TrainConfig(steps=2, lr=1e-3, log_every=1)
@@ -20,7 +21,10 @@ MINIATURE = Recipe(
     pictures=64,
     clip=SHORT,
     clip_batch=4,
+    text=SHORT,
+    text_batch=4,
     decoder=SHORT,
+    decoder_text=SHORT,
     decoder_batch=2,
     decoder_widths=(32, 64),
     prior=SHORT,
@@ -28,6 +32,8 @@ MINIATURE = Recipe(
     upsampler=SHORT,
     upsampler_batch=2,
     upsampler_crop=32,
+    upsampler_1024=SHORT,
+    upsampler_1024_crop=64,
 )
 
 
@@ -44,6 +50,8 @@ def test_every_stage_runs_and_the_result_opens(build):
     pipe.set_progress_bar_config(disable=True)
     assert pipe.prior.dtype == torch.float32  # stored as float16, computed in float32
     assert pipe("a red circle", generator=torch.Generator().manual_seed(0)).images[0].size == (256, 256)
+    large = pipe("a red circle", super_res_num_inference_steps=2, output_size=1024).images[0]
+    assert large.size == (1024, 1024)
     again = Build(MINIATURE, output=build.output, icons=None)
     assert np.array_equal(again.world.pictures, build.world.pictures)
     assert again.world.scenes == build.world.scenes
@@ -68,8 +76,52 @@ def test_patch_labels_mark_where_things_stand(build):
     assert (covered > 0.03).all() and (covered < 0.6).all()
 
 
+def test_a_build_goes_on_from_another(build):
+    folder = build.output / "model"
+    again = Build(MINIATURE, output=build.output, icons=None, start=folder)
+    upsampler = again._started(new_upsampler("tiny"), "super_res_first")
+    stored = UnCLIPPipeline.from_pretrained(folder).super_res_first.state_dict()
+    assert all(torch.equal(value, stored[name]) for name, value in upsampler.state_dict().items())
+
+
+@torch.no_grad()
+def test_image_tokens_begin_as_the_probe_s_word_on_their_region():
+    torch.manual_seed(0)
+    _, text_proj = new_decoder("tiny")
+    classes, embeds = 5, torch.randn(300, 192)
+    probe = {"weight": torch.randn(64 * classes, 192) / 14, "bias": torch.zeros(64 * classes)}
+    read_layout(text_proj, probe, embeds)
+    nothing = torch.zeros(300, 192)
+    states, _ = text_proj(
+        image_embeddings=embeds,
+        prompt_embeds=nothing,
+        text_encoder_hidden_states=nothing[:, None],
+        do_classifier_free_guidance=False,
+    )
+    tokens = states[:, :16]  # (b, n, e)
+    names = tokens.mean(0)
+    assert (tokens - names).std() == pytest.approx(1, rel=0.05)
+    assert torch.corrcoef(names).fill_diagonal_(0).abs().max() < 0.4, "regions have names of their own"
+    said = (probe["weight"].view(4, 2, 4, 2, classes, 192) @ embeds.T).mean((1, 3)).flatten(0, 1)  # (n, classes, b)
+    spread = torch.linalg.matrix_rank((tokens - names).flatten(0, 1), rtol=1e-3)
+    assert spread == classes, "what is said of every region is one code of the classes"
+    solved = torch.linalg.lstsq((tokens - names)[:, 3], (said - said.mean(2, keepdim=True))[3].T)
+    assert ((tokens - names)[:, 3] @ solved.solution - (said - said.mean(2, keepdim=True))[3].T).abs().max() < 1e-3
+
+
+def test_text_batches_are_of_embeddings(build):
+    embeds = torch.randn(len(build.world), 192)
+    options = {"size": 3, "negatives": 2, "tokenizer": build.tokenizer, "seed": 1}
+    batch = text_batch(build.world, 5, image_embeds=embeds, **options)
+    pictures = clip_batch(build.world, 5, patches=8, **options)
+    assert batch.pixels is None and torch.equal(batch.ids, pictures.ids)
+    indices = np.random.default_rng([1, 5, 0]).integers(len(build.world), size=3)
+    assert torch.equal(batch.image_embeds, embeds[indices])
+    assert torch.equal(pictures.pixels, build.world.pixels(indices))
+
+
 def test_upsampler_crops_fit_their_small_pictures(build):
-    batch = upsampler_batch(build.world, 0, size=2, crop=32, seed=0)
+    batch = upsampler_batch(build.world, 0, size=2, crop=32, seed=0, bank=build.world.bank)
     assert batch.pixels.shape == (2, 3, 32, 32) and batch.low.shape == (2, 3, 8, 8)
     assert (torch.nn.functional.avg_pool2d(batch.pixels, 4) - batch.low).abs().max() < 1e-6
 

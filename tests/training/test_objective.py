@@ -82,3 +82,14 @@ def test_noise_is_that_of_the_schedule():
 def test_objectives_that_do_not_exist_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         Objective(**wrong)
+
+
+def test_a_share_of_the_rows_is_drawn_from_the_noisiest_fifth():
+    rows = torch.zeros(4000, 1)
+    uniform = Objective().noised(rows, torch.Generator().manual_seed(0)).t
+    skewed = Objective(noisiest=0.5).noised(rows, torch.Generator().manual_seed(0)).t
+    assert (uniform >= 800).float().mean() == pytest.approx(0.2, abs=0.03)
+    assert (skewed >= 800).float().mean() == pytest.approx(0.6, abs=0.03)
+    assert skewed.max() <= 999 and (skewed < 200).float().mean() == pytest.approx(0.1, abs=0.02)
+    with pytest.raises(ValueError, match=r"noisiest must be a share from 0 to 1, got 1\.5"):
+        Objective(noisiest=1.5)

@@ -211,6 +211,31 @@ def test_clip_with_probes_needs_labels():
         task.loss(ClipBatch(batch.pixels, batch.ids), seeded())
 
 
+def test_a_text_encoder_learns_towards_a_locked_image_encoder():
+    full, batch = plain_clip_task(negatives=True)
+    image_encoder = full.modules["image_encoder"].requires_grad_(False)
+    embeds = image_encoder(batch.pixels).image_embeds
+    locked = ClipBatch(None, batch.ids, batch.negative_ids, image_embeds=embeds)
+    value, stats = full.loss(locked, seeded())
+    assert_close(value, full.loss(batch, seeded())[0], rtol=1e-5, atol=1e-6)
+    assert 0 <= stats["swap"] <= 1
+    value.backward()
+    assert all(p.grad is None for p in image_encoder.parameters())
+    assert all(p.grad is not None for p in full.modules["text_encoder"].text_projection.parameters())
+    with pytest.raises(ValueError, match="needs pixels or image_embeds, got neither"):
+        full.loss(ClipBatch(None, batch.ids), seeded())
+
+
+def test_the_image_embedding_alone_learns_what_stands_where():
+    task, batch = clip_task()
+    _, stats = task.loss(batch, seeded())
+    embeds = task.modules["image_encoder"](batch.pixels).image_embeds
+    logits = task.modules["layout_head"](embeds).view(B, 4, 5).transpose(1, 2)
+    assert stats["layout"] == pytest.approx(
+        torch.nn.functional.cross_entropy(logits, batch.patch_labels).item(), rel=1e-4
+    )
+
+
 def test_independent_drops_are_the_products_of_their_rates():
     drops = Drops.independent(image=0.1, caption=0.5)  # 5 % withhold the image alone, as the paper counts them
     assert (drops.both, drops.image, drops.caption) == pytest.approx((0.05, 0.05, 0.45))

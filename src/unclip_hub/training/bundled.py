@@ -4,12 +4,14 @@ Stages run in order and resume where they stopped; each leaves averaged weights 
 ``icons.json`` is that of Noto Emoji (npm package @iconify-json/noto), whose pictures are Apache-2.0.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import click
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from transformers import (
     CLIPImageProcessorPil,
@@ -20,12 +22,14 @@ from transformers import (
 
 from unclip_hub.conditioning import Conditioning
 from unclip_hub.data.scene_spec import CPU, Scope
-from unclip_hub.data.sprites import build_bank
+from unclip_hub.data.sprites import SpriteBank, build_bank
 from unclip_hub.hub.layout import write_index
+from unclip_hub.models.text_proj import UnCLIPTextProjModel
 from unclip_hub.schedulers.unclip import UnCLIPScheduler
 from unclip_hub.training.clip import ClipTask
-from unclip_hub.training.decoder import DecoderBatch, DecoderTask
-from unclip_hub.training.loop import TrainConfig, train
+from unclip_hub.training.decoder import DecoderBatch, DecoderTask, Drops
+from unclip_hub.training.loop import Task, TrainConfig, train
+from unclip_hub.training.objective import Objective
 from unclip_hub.training.presets import (
     context_length,
     new_decoder,
@@ -35,51 +39,60 @@ from unclip_hub.training.presets import (
     new_upsampler,
 )
 from unclip_hub.training.prior import PriorBatch, PriorTask, set_statistics
+from unclip_hub.training.report import write_report
 from unclip_hub.training.tokenizer import train_tokenizer
 from unclip_hub.training.upsampler import UpsamplerTask
-from unclip_hub.training.world import clip_batch, draw_world, upsampler_batch
+from unclip_hub.training.world import clip_batch, draw_world, text_batch, upsampler_batch
 
 
 PRESET = "tiny"
-STAGES = ("clip", "decoder", "prior", "upsampler", "export")
+CELLS = 8  # of the grid on which CLIP's probes name what stands there, the patches of its image encoder
+STAGES = ("clip", "text", "decoder", "decoder_text", "prior", "upsampler", "upsampler_1024", "export")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Sizes, steps and learning rates of the bundled model; times are of two cores of a CPU with bf16 instructions."""
+    """Sizes, steps and learning rates; by default of a build that goes on from the first bundled model."""
 
     scope: Scope = CPU
     pictures: int = 100_000
-    # 8 minutes: 128,000 pairs
-    clip: TrainConfig = TrainConfig(steps=1_000, lr=1e-3, warmup=60, weight_decay=0.05, betas=(0.9, 0.98), ema=0.99)
+    embedded: int = 60_000  # of them, for the text encoder and the prior
+    clip: TrainConfig = TrainConfig(steps=1_400, lr=1e-3, warmup=60, weight_decay=0.05, betas=(0.9, 0.98), ema=0.99)
     clip_batch: int = 128
-    # 60 minutes: 384,000 views
-    decoder: TrainConfig = TrainConfig(steps=12_000, lr=8e-4, ema=0.999)
+    text: TrainConfig = TrainConfig(steps=800, lr=1e-3, warmup=60, weight_decay=0.05, betas=(0.9, 0.98), ema=0.99)
+    text_batch: int = 96
+    decoder: TrainConfig = TrainConfig(steps=700, lr=8e-4, decay_from=1.0, ema=0.999)
+    decoder_text: TrainConfig = TrainConfig(steps=2_000, lr=8e-4, decay_from=0.1, ema=0.998)
     decoder_batch: int = 32
+    decoder_noisiest: float = 0.5
     decoder_widths: tuple[int, ...] = (96, 160)
-    # 4 minutes: 256,000 embeddings
-    prior: TrainConfig = TrainConfig(steps=1_000, lr=1e-3, ema=0.995)
-    prior_batch: int = 256
-    # 4 minutes: 24,000 crops
-    upsampler: TrainConfig = TrainConfig(steps=1_500, lr=1e-3, ema=0.995)
+    prior: TrainConfig = TrainConfig(steps=1_500, lr=1e-3, ema=0.995)
+    prior_batch: int = 128
+    upsampler: TrainConfig = TrainConfig(steps=2_500, lr=1e-3, ema=0.995)
     upsampler_batch: int = 16
     upsampler_crop: int = 128
-    sampling_defaults: dict[str, float] = field(
+    upsampler_1024: TrainConfig = TrainConfig(steps=600, lr=1e-3, ema=0.995)
+    upsampler_1024_crop: int = 256
+    sampling_defaults: dict[str, float | int] = field(
         default_factory=lambda: {
             "prior_num_inference_steps": 12,
             "decoder_num_inference_steps": 12,
             "super_res_num_inference_steps": 6,
             "prior_guidance_scale": 1.5,
-            "decoder_guidance_scale": 3.0,
+            "decoder_guidance_scale": 2.0,
+            "output_size": 256,
         }
     )
+
+
+FROM_NOTHING = replace(Recipe(), decoder=TrainConfig(steps=12_000, lr=8e-4, decay_from=1.0, ema=0.999))
 
 
 class Build:
     """One build of the bundled model in a folder: its data, its stages, its networks as far as they are trained."""
 
-    def __init__(self, recipe: Recipe, *, output: Path, icons: Path | None) -> None:
-        self.recipe, self.output = recipe, output
+    def __init__(self, recipe: Recipe, *, output: Path, icons: Path | None, start: Path | None = None) -> None:
+        self.recipe, self.output, self.start = recipe, output, start
         bank = build_bank(recipe.scope.nouns, icons=icons, cache=output / "emoji.npz")
         self.world = draw_world(recipe.pictures, scope=recipe.scope, bank=bank, cache=output / "world")
         self.tokenizer = self._tokenizer()
@@ -89,7 +102,7 @@ class Build:
         torch.manual_seed(0)
         recipe, world = self.recipe, self.world
         text_encoder = new_text_encoder(PRESET, vocab_size=len(self.tokenizer))
-        image_encoder = new_image_encoder(PRESET)
+        image_encoder = self._started(new_image_encoder(PRESET), "image_encoder")
         for encoder in (
             text_encoder,
             image_encoder,
@@ -104,26 +117,71 @@ class Build:
 
         def batch(step: int):
             return clip_batch(
-                world, step, size=recipe.clip_batch, negatives=2, patches=8, tokenizer=self.tokenizer, seed=1
+                world, step, size=recipe.clip_batch, negatives=0, patches=CELLS, tokenizer=self.tokenizer, seed=1
             )
 
-        train(task, batch, recipe.clip, output=self.output / "clip")
+        self._learn("clip", task, batch, batch_size=recipe.clip_batch)
+
+    def text(self) -> None:
+        """The text encoder again, longer, towards the image embeddings as they now are: it is what has to bind."""
+        torch.manual_seed(5)
+        embeds, text_encoder = self.image_embeds(), self._loaded_text_encoder("clip")
+        text_encoder.set_attn_implementation("eager")
+        task = ClipTask(text_encoder.requires_grad_(True), self.image_encoder())
+
+        def batch(step: int):
+            return text_batch(
+                self.world,
+                step,
+                image_embeds=embeds,
+                size=self.recipe.text_batch,
+                negatives=3,
+                tokenizer=self.tokenizer,
+                seed=6,
+            )
+
+        self._learn("text", task, batch, batch_size=self.recipe.text_batch)
 
     def decoder(self) -> None:
-        """The 64 px decoder and text_proj."""
+        """The 64 px decoder and text_proj from image embeddings alone, which needs no text encoder yet."""
         torch.manual_seed(1)
         decoder, text_proj = new_decoder(PRESET, block_out_channels=self.recipe.decoder_widths)
+        pixels = self.world.pixels(range(min(500, len(self.world))))
+        with torch.no_grad():
+            embeds = self.image_encoder()(pixels).image_embeds
+        read_layout(text_proj, self._averaged("clip", "layout_head"), embeds)
+        self._train_decoder(self._started(decoder, "decoder"), text_proj, None)
+
+    def decoder_text(self) -> None:
+        """Both again, from image embeddings and captions."""
+        decoder, text_proj = new_decoder(PRESET, block_out_channels=self.recipe.decoder_widths)
+        decoder.load_state_dict(self._averaged("decoder", "decoder"))
+        text_proj.load_state_dict(self._averaged("decoder", "text_proj"))
+        self._train_decoder(decoder, text_proj, self.text_encoder())
+
+    def _train_decoder(self, decoder, text_proj, encoder: CLIPTextModelWithProjection | None) -> None:
         decoder.set_attention_backend("_native_math")  # likewise: 1.2 times as fast
-        embeds, encoder = self.image_embeds(), self.text_encoder()
+        recipe, world, image_encoder = self.recipe, self.world, self.image_encoder()
+        empty = self._nothing() if encoder is None else self._encode(encoder, [""])
 
         def batch(step: int) -> DecoderBatch:
-            rng = np.random.default_rng([2, step])
-            indices = rng.integers(len(self.world), size=self.recipe.decoder_batch)
-            caption = self._encode(encoder, self.world.captions_of(indices, rng))
-            return DecoderBatch(self.world.pixels(indices), caption.with_image(embeds[indices]))
+            rng = np.random.default_rng([2 if encoder is None else 7, step])
+            indices = rng.integers(len(world), size=recipe.decoder_batch)
+            captions, pixels = world.captions_of(indices, rng), world.pixels(indices)
+            caption = empty.repeat(len(indices)) if encoder is None else self._encode(encoder, captions)
+            with torch.no_grad():  # 5 % of the step; all pictures beforehand would take minutes
+                embeds = image_encoder(pixels).image_embeds
+            return DecoderBatch(pixels, caption.with_image(embeds))
 
-        task = DecoderTask(decoder, text_proj, empty=self._encode(encoder, [""]))
-        train(task, batch, self.recipe.decoder, output=self.output / "decoder")
+        task = DecoderTask(
+            decoder,
+            text_proj,
+            empty=empty,
+            drops=Drops.independent(image=0.1, caption=0.5),
+            objective=Objective(noisiest=recipe.decoder_noisiest),
+        )
+        stage = "decoder" if encoder is None else "decoder_text"
+        self._learn(stage, task, batch, batch_size=recipe.decoder_batch)
 
     def prior(self) -> None:
         """The diffusion prior, with the statistics of the image embeddings."""
@@ -135,21 +193,45 @@ class Build:
 
         def batch(step: int) -> PriorBatch:
             rng = np.random.default_rng([3, step])
-            indices = rng.integers(len(self.world), size=self.recipe.prior_batch)
+            indices = rng.integers(len(embeds), size=self.recipe.prior_batch)
             return PriorBatch(embeds[indices], self._encode(encoder, self.world.captions_of(indices, rng)))
 
         task = PriorTask(prior, empty=self._encode(encoder, [""]))
-        train(task, batch, self.recipe.prior, output=self.output / "prior")
+        self._learn("prior", task, batch, batch_size=self.recipe.prior_batch)
 
     def upsampler(self) -> None:
         """The 64 → 256 px upsampler."""
         torch.manual_seed(3)
-        recipe = self.recipe
+        upsampler = self._started(new_upsampler(PRESET), "super_res_first")
+        self._train_upsampler("upsampler", upsampler, self.world.bank, canvas=256, crop=self.recipe.upsampler_crop)
 
+    def upsampler_1024(self) -> None:
+        """The 256 → 1024 px upsampler."""
+        torch.manual_seed(4)
+        upsampler, cache = new_upsampler(PRESET, size=1024), self.output / "emoji.npz"
+        bank = build_bank(self.recipe.scope.nouns, canvases=(1024,), cache=cache)
+        self._train_upsampler("upsampler_1024", upsampler, bank, canvas=1024, crop=self.recipe.upsampler_1024_crop)
+
+    def _train_upsampler(self, stage: str, upsampler, bank: SpriteBank, *, canvas: int, crop: int) -> None:
         def batch(step: int):
-            return upsampler_batch(self.world, step, size=recipe.upsampler_batch, crop=recipe.upsampler_crop, seed=4)
+            size = self.recipe.upsampler_batch
+            return upsampler_batch(self.world, step, size=size, crop=crop, seed=canvas, bank=bank, canvas=canvas)
 
-        train(UpsamplerTask(new_upsampler(PRESET)), batch, recipe.upsampler, output=self.output / "upsampler")
+        self._learn(stage, UpsamplerTask(upsampler), batch, batch_size=self.recipe.upsampler_batch)
+
+    def _learn(self, stage: str, task: Task, batch: Callable[[int], object], *, batch_size: int) -> None:
+        """Train a stage, and write its report."""
+        config = getattr(self.recipe, stage)
+        train(task, batch, config, output=self.output / stage)
+        trained = sum(p.numel() for p in task.modules.parameters() if p.requires_grad)
+        facts = {
+            "data": f"{self.recipe.pictures:,} procedural scenes",
+            "batch": batch_size,
+            "learning rate": config.lr,
+            "trained parameters": f"{trained / 1e6:.2f} million",
+            "start": "random weights" if self.start is None else "the weights of an earlier bundled model",
+        }
+        write_report(self.output / stage, title=f"The bundled model: {stage.replace('_', ' ')}", facts=facts)
 
     def export(self) -> None:
         """All stages as a folder that ``UnCLIPPipeline.from_pretrained`` opens: ``OUTPUT/model``, fp16 on disk."""
@@ -159,19 +241,22 @@ class Build:
             "text_encoder": self.text_encoder(),
             "image_encoder": self.image_encoder(),
             "prior": _frozen(new_prior(PRESET), self._averaged("prior", "prior")),
-            "decoder": _frozen(decoder, self._averaged("decoder", "decoder")),
-            "text_proj": _frozen(text_proj, self._averaged("decoder", "text_proj")),
+            "decoder": _frozen(decoder, self._averaged("decoder_text", "decoder")),
+            "text_proj": _frozen(text_proj, self._averaged("decoder_text", "text_proj")),
             "super_res_first": _frozen(new_upsampler(PRESET), self._averaged("upsampler", "upsampler")),
         }
-        for name, model in models.items():
-            model.half().save_pretrained(folder / name)
-        others = {
-            "tokenizer": self.tokenizer,
-            "feature_extractor": new_feature_extractor(),
+        schedulers = {
             "prior_scheduler": new_scheduler(clip_sample_range=5.0),
             "decoder_scheduler": new_scheduler(clip_sample_range=1.0),
             "super_res_scheduler": new_scheduler(clip_sample_range=1.0),
         }
+        if (self.output / "upsampler_1024" / "ema.pt").exists():  # a model is complete without it
+            large = new_upsampler(PRESET, size=1024)
+            models["super_res_1024"] = _frozen(large, self._averaged("upsampler_1024", "upsampler"))
+            schedulers["super_res_1024_scheduler"] = new_scheduler(clip_sample_range=1.0)
+        for name, model in models.items():
+            model.half().save_pretrained(folder / name)
+        others = {"tokenizer": self.tokenizer, "feature_extractor": new_feature_extractor(), **schedulers}
         for name, part in others.items():
             part.save_pretrained(folder / name)
         write_index(
@@ -188,8 +273,7 @@ class Build:
 
     def text_encoder(self) -> CLIPTextModelWithProjection:
         """The trained text encoder, frozen."""
-        encoder = new_text_encoder(PRESET, vocab_size=len(self.tokenizer))
-        return _frozen(encoder, self._averaged("clip", "text_encoder"))
+        return self._loaded_text_encoder("text")
 
     def image_encoder(self) -> CLIPVisionModelWithProjection:
         """The trained image encoder, frozen."""
@@ -197,13 +281,11 @@ class Build:
 
     @torch.no_grad()
     def image_embeds(self) -> Tensor:
-        """The CLIP image embedding of every picture, computed once."""
+        """The CLIP image embeddings of the first pictures, computed once."""
         path = self.output / "clip" / "image_embeds.npy"
         if not path.exists():
-            encoder, chunks = (
-                self.image_encoder(),
-                np.array_split(np.arange(len(self.world)), len(self.world) // 256 + 1),
-            )
+            encoder, count = self.image_encoder(), min(self.recipe.embedded, len(self.world))
+            chunks = np.array_split(np.arange(count), count // 256 + 1)
             embeds = torch.cat([encoder(self.world.pixels(indices)).image_embeds for indices in chunks])
             np.save(path, embeds.numpy())
         return torch.from_numpy(np.load(path))
@@ -213,6 +295,21 @@ class Build:
         tokens = self.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")
         output = encoder(tokens.input_ids)
         return Conditioning(output.text_embeds, output.last_hidden_state, tokens.attention_mask.bool())
+
+    def _nothing(self) -> Conditioning:
+        """What a decoder sees of captions that no text encoder has read: zeros."""
+        width, length = new_text_encoder(PRESET).config.hidden_size, context_length(PRESET)
+        return Conditioning(torch.zeros(1, width), torch.zeros(1, length, width), torch.arange(length)[None] == 0)
+
+    def _loaded_text_encoder(self, stage: str) -> CLIPTextModelWithProjection:
+        encoder = new_text_encoder(PRESET, vocab_size=len(self.tokenizer))
+        return _frozen(encoder, self._averaged(stage, "text_encoder"))
+
+    def _started(self, model, name: str):
+        """A network with the weights of the model that the build starts from, if it starts from one."""
+        if self.start is not None:
+            model.load_state_dict(type(model).from_pretrained(self.start / name, dtype=torch.float32).state_dict())
+        return model
 
     def _tokenizer(self) -> CLIPTokenizer:
         folder = self.output / "tokenizer"
@@ -228,6 +325,28 @@ class Build:
         prefix = module + "."
         state = torch.load(path, weights_only=True)
         return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+@torch.no_grad()
+def read_layout(text_proj: UnCLIPTextProjModel, probe: dict[str, Tensor], embeds: Float[Tensor, "n d"]) -> None:
+    """Let each image token begin as what CLIP's probe says of one region of the picture, beside a name of the region.
+
+    All regions are said in one code, so that what the decoder learns of a thing in one place holds in all.
+
+    Args:
+        probe: the weights of ``ClipTask``'s ``layout_head``.
+        embeds: image embeddings, of which the tokens then have mean 0 and variance 1.
+    """
+    tokens, width = text_proj.clip_extra_context_tokens, text_proj.config["cross_attention_dim"]
+    side, classes = int(tokens**0.5), len(probe["bias"]) // CELLS**2
+    of_cells = probe["weight"].view(side, CELLS // side, side, CELLS // side, classes, -1)
+    code = torch.randn(width, classes)
+    weight = torch.einsum("ec,ncd->end", code, of_cells.mean((1, 3)).flatten(0, 1))  # (e, n, d)
+    said = torch.einsum("end,bd->ben", weight, embeds)
+    weight /= said.std()
+    bias = torch.randn(width, tokens) - said.mean(0) / said.std()
+    text_proj.clip_extra_context_tokens_proj.weight.copy_(weight.flatten(0, 1))
+    text_proj.clip_extra_context_tokens_proj.bias.copy_(bias.flatten())
 
 
 def new_feature_extractor() -> CLIPImageProcessorPil:
@@ -252,9 +371,12 @@ def _frozen(module, state: dict[str, Tensor]):
     "--output", type=click.Path(path_type=Path), required=True, help="Folder of the build; runs resume in it."
 )
 @click.option("--icons", type=click.Path(path_type=Path, exists=True), help="icons.json of Noto Emoji.")
+@click.option(
+    "--start", type=click.Path(path_type=Path, exists=True), help="A bundled model whose networks go on learning."
+)
 @click.option("--stage", type=click.Choice(STAGES), multiple=True, help="Only these stages.")
-def main(output: Path, icons: Path | None, stage: tuple[str, ...]) -> None:
-    build = Build(Recipe(), output=output, icons=icons)
+def main(output: Path, icons: Path | None, start: Path | None, stage: tuple[str, ...]) -> None:
+    build = Build(Recipe() if start else FROM_NOTHING, output=output, icons=icons, start=start)
     for name in stage or STAGES:
         getattr(build, name)()
 

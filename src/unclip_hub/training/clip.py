@@ -16,13 +16,14 @@ from unclip_hub.embeddings import normalize
 
 @dataclass
 class ClipBatch:
-    """Pictures with their captions; the rest is what small sets need and large ones lack."""
+    """Pictures, or their embeddings, with their captions; the rest is what small sets need and large ones lack."""
 
-    pixels: Float[Tensor, "b 3 h w"]
+    pixels: Float[Tensor, "b 3 h w"] | None  # None where there are embeddings
     ids: Int[Tensor, "b l"]
     negative_ids: Int[Tensor, "bk l"] | None = None  # captions wrong in one attribute, those of a picture side by side
-    patch_labels: Int[Tensor, "b p"] | None = None  # what each patch shows, 0 is background
+    patch_labels: Int[Tensor, "b p"] | None = None  # what each patch of the picture shows, 0 is background
     scene_labels: Int[Tensor, "b"] | None = None  # the background
+    image_embeds: Float[Tensor, "b d"] | None = None  # of a locked image encoder, instead of pictures
 
 
 class ClipTask:
@@ -32,8 +33,12 @@ class ClipTask:
     that of one process with the whole batch.
 
     Two additions make a small CLIP learn what its captions distinguish (plain retrieval is solved by background and
-    layout alone): every picture's logits include its own near-miss captions, and linear probes on the patch tokens
-    name what they show. Probes exist if there are ``patch_classes`` and ``scene_classes``.
+    layout alone): every picture's logits include its own near-miss captions, and linear probes name what each patch
+    shows, from the patch's token and once more from the image embedding alone, which so learns what stands where.
+    Probes exist if there are ``patch_classes`` and ``scene_classes``.
+
+    Batches of image embeddings train the text encoder alone, towards an image encoder that stays as it is (Zhai et al.
+    2022, LiT, arXiv:2111.07991): on a CPU a fraction of the work.
 
     Args:
         pairwise: judge every pair of picture and caption alone (Zhai et al. 2023, SigLIP, arXiv:2303.15343), which
@@ -60,6 +65,8 @@ class ClipTask:
         if patch_classes is not None and scene_classes is not None:
             self.modules["patch_head"] = nn.Linear(width, patch_classes)
             self.modules["scene_head"] = nn.Linear(width, scene_classes)
+            patches = image_encoder.vision_model.embeddings.num_patches
+            self.modules["layout_head"] = nn.Linear(image_encoder.config.projection_dim, patches * patch_classes)
         self.modules["temperature"] = _Temperature(10.0, bias=-10.0) if pairwise else _Temperature(1 / 0.07)
         self.context = text_encoder.config.max_position_embeddings
         self.pairwise, self.dense_weight = pairwise, dense_weight
@@ -67,21 +74,24 @@ class ClipTask:
     def loss(self, batch: ClipBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """Contrastive plus, with labels, dense loss."""
         m = self.modules
-        b = len(batch.pixels)
-        vision = m["image_encoder"](batch.pixels)
+        b = len(batch.ids)
+        vision = None if batch.pixels is None else m["image_encoder"](batch.pixels)
+        image_embeds = batch.image_embeds if vision is None else vision.image_embeds
+        if image_embeds is None:
+            raise ValueError("a ClipBatch needs pixels or image_embeds, got neither")
         ids = batch.ids if batch.negative_ids is None else torch.cat([batch.ids, batch.negative_ids])
         text = normalize(m["text_encoder"](ids).text_embeds.float())
-        image = normalize(vision.image_embeds.float())
+        image = normalize(image_embeds.float())
         wrong = text[b:].view(b, (len(text) - b) // b, image.shape[1])  # (b, k, d)
         contrastive = self._pairwise if self.pairwise else self._softmax
         value, near, right = contrastive(image, text[:b], wrong, ids=batch.ids)
         stats = {"contrastive": value.item()}
         if near.shape[1]:
             stats["swap"] = (right > near.max(dim=1).values).float().mean().item()
-        if "patch_head" in m:
-            patches, scenes = self._dense(vision.last_hidden_state, batch)
-            value = value + self.dense_weight * (patches + 0.2 * scenes)
-            stats |= {"patches": patches.item(), "scenes": scenes.item()}
+        if "patch_head" in m and vision is not None:
+            patches, layout, scenes = self._dense(vision.last_hidden_state, vision.image_embeds, batch)
+            value = value + self.dense_weight * (patches + 2 * layout + 0.2 * scenes)
+            stats |= {"patches": patches.item(), "layout": layout.item(), "scenes": scenes.item()}
         return value, stats
 
     def _softmax(self, image: Tensor, text: Tensor, wrong: Tensor, *, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -115,12 +125,20 @@ class ClipTask:
         repeated = (padded[:, None] == every_id[None]).all(dim=-1)
         return every_text, repeated & ~F.one_hot(target, len(every_id)).bool(), target
 
-    def _dense(self, states: Float[Tensor, "b n w"], batch: ClipBatch) -> tuple[Tensor, Tensor]:
+    def _dense(
+        self, states: Float[Tensor, "b n w"], embeds: Float[Tensor, "b d"], batch: ClipBatch
+    ) -> tuple[Tensor, Tensor, Tensor]:
         if batch.patch_labels is None or batch.scene_labels is None:
             raise ValueError("a ClipTask with patch_classes and scene_classes needs batches with both labels")
+        labels = batch.patch_labels.flatten()
         patches = self.modules["patch_head"](states[:, 1:]).flatten(0, 1).float()
+        layout = self.modules["layout_head"](embeds).view(patches.shape).float()
         scenes = self.modules["scene_head"](states[:, 0]).float()
-        return F.cross_entropy(patches, batch.patch_labels.flatten()), F.cross_entropy(scenes, batch.scene_labels)
+        return (
+            F.cross_entropy(patches, labels),
+            F.cross_entropy(layout, labels),
+            F.cross_entropy(scenes, batch.scene_labels),
+        )
 
 
 class _Temperature(nn.Module):

@@ -52,6 +52,8 @@ class Objective:
         schedule: ``"cosine"`` or, as for 256 → 1024 px in Ramesh et al. 2022, table 3, ``"linear"``; or ``"flow"``,
             the straight path of flow matching (Lipman et al. 2023) as a noise schedule, see ``flow_alphas_cumprod``.
         bound_weight: lambda of the hybrid loss (Nichol & Dhariwal 2021, eq. 16), for networks with twice the channels.
+        noisiest: share of the rows whose timestep is drawn from the noisiest fifth alone, where it is decided what the
+            picture shows; the other rows' is drawn from all.
 
     Raises:
         ValueError: an unknown name, or a number that no loss can have.
@@ -63,6 +65,7 @@ class Objective:
     min_noise: float = 0.2
     gamma: float = 5.0
     bound_weight: float = 0.001
+    noisiest: float = 0.0
 
     def __post_init__(self) -> None:
         names = {"prediction_type": PREDICTION_TYPES, "weighting": WEIGHTINGS, "schedule": tuple(SCHEDULES)}
@@ -74,6 +77,8 @@ class Objective:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         if not self.bound_weight >= 0:
             raise ValueError(f"bound_weight must be at least 0, got {self.bound_weight}")
+        if not 0 <= self.noisiest <= 1:
+            raise ValueError(f"noisiest must be a share from 0 to 1, got {self.noisiest}")
 
     @cached_property
     def alphas_cumprod(self) -> Float[Tensor, "t"]:
@@ -81,8 +86,12 @@ class Objective:
         return SCHEDULES[self.schedule]()
 
     def noised(self, x0: Float[Tensor, "b *shape"], generator: torch.Generator) -> Noised:
-        """``x0`` at uniformly drawn timesteps."""
-        t = torch.randint(len(self.alphas_cumprod), (len(x0),), generator=generator, device=x0.device)
+        """``x0`` at randomly drawn timesteps."""
+        steps, draw = len(self.alphas_cumprod), {"generator": generator, "device": x0.device}
+        t = torch.randint(steps, (len(x0),), **draw)
+        if self.noisiest:
+            late = torch.randint(steps - steps // 5, steps, (len(x0),), **draw)
+            t = torch.where(torch.rand(len(x0), **draw) < self.noisiest, late, t)
         noise = torch.randn(x0.shape, generator=generator, device=x0.device)
         return Noised(q_sample(x0, noise, abar=self._abar(t)), t, noise)
 

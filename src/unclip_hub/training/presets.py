@@ -137,6 +137,7 @@ _DECODER: dict[str, dict[str, Any]] = {
         **_ATTENTION_BELOW_THE_TOP,
     ),
 }
+_IMAGE_TOKENS = {"tiny": 16, "karlo": 4, "paper": 4}  # that text_proj makes of an image embedding
 _UPSAMPLER: dict[tuple[str, int], dict[str, Any]] = {
     ("tiny", 256): dict(
         patch_size=4,
@@ -228,6 +229,7 @@ def new_decoder(preset: str, **changes: Any) -> tuple[UNet2DConditionModel, UnCL
         clip_embeddings_dim=_of(_PRIOR, preset)["embedding_dim"],
         time_embed_dim=4 * decoder.config["block_out_channels"][0],
         cross_attention_dim=decoder.cross_attention_dim,
+        clip_extra_context_tokens=_IMAGE_TOKENS[preset],
     )
     return decoder, text_proj
 

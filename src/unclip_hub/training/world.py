@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from unclip_hub.data.scene_spec import Kind, Scene, Scope, sample_scene, swap
-from unclip_hub.data.scenes import caption, dataset, render
-from unclip_hub.data.sprites import SIZES, SpriteBank
+from unclip_hub.data.scenes import caption, covered_cells, dataset, render
+from unclip_hub.data.sprites import SpriteBank
 from unclip_hub.training.clip import ClipBatch
 from unclip_hub.training.upsampler import UpsamplerBatch
 
@@ -36,8 +36,8 @@ class World:
         return as_pixels(self.pictures[indices])
 
     def captions_of(self, indices: np.ndarray, rng: np.random.Generator) -> list[str]:
-        """One of each picture's captions."""
-        return [self.captions[i][rng.integers(len(self.captions[i]))] for i in indices]
+        """A new caption of each picture."""
+        return [caption(self.scenes[i], rng) for i in indices]
 
 
 def draw_world(count: int, *, scope: Scope, bank: SpriteBank, cache: Path, seed: int = 0) -> World:
@@ -68,40 +68,71 @@ def clip_batch(
     world: World, step: int, *, size: int, negatives: int, patches: int, tokenizer: CLIPTokenizer, seed: int
 ) -> ClipBatch:
     """Pictures, captions and, per picture, ``negatives`` captions of scenes that differ in one attribute."""
-    rng = np.random.default_rng([seed, step])
-    indices = rng.integers(len(world), size=size)
-    wrong = [caption(swap(world.scenes[i], rng, scope=world.scope), rng) for i in indices for _ in range(negatives)]
+    indices = np.random.default_rng([seed, step, 0]).integers(len(world), size=size)
+    ids, negative_ids = _worded(world, indices, [seed, step, 1], negatives=negatives, tokenizer=tokenizer)
     scenes = [world.scenes[i] for i in indices]
-    ids = token_ids(world.captions_of(indices, rng) + wrong, tokenizer)
-    ids = ids[:, : ids.ne(len(tokenizer) - 1).sum(1).max() + 1]  # the end token pads: its first one must stay
     return ClipBatch(
         pixels=world.pixels(indices),
-        ids=ids[:size],
-        negative_ids=ids[size:],
+        ids=ids,
+        negative_ids=negative_ids,
         patch_labels=torch.stack([_patch_labels(scene, world.bank.kinds, patches) for scene in scenes]),
         scene_labels=torch.tensor([world.scope.backgrounds.index(scene.background) for scene in scenes]),
     )
 
 
-def upsampler_batch(world: World, step: int, *, size: int, crop: int, seed: int) -> UpsamplerBatch:
-    """Crops of 256 px pictures, ``crop`` a multiple of 4, beside the same crops of the pictures reduced to 64 px."""
+def text_batch(
+    world: World,
+    step: int,
+    *,
+    image_embeds: Float[Tensor, "n d"],
+    size: int,
+    negatives: int,
+    tokenizer: CLIPTokenizer,
+    seed: int,
+) -> ClipBatch:
+    """As `clip_batch`, with embeddings, those of the first n pictures, instead of pictures."""
+    indices = np.random.default_rng([seed, step, 0]).integers(len(image_embeds), size=size)
+    ids, negative_ids = _worded(world, indices, [seed, step, 1], negatives=negatives, tokenizer=tokenizer)
+    return ClipBatch(pixels=None, ids=ids, negative_ids=negative_ids, image_embeds=image_embeds[indices])
+
+
+def upsampler_batch(
+    world: World, step: int, *, size: int, crop: int, seed: int, bank: SpriteBank, canvas: int = 256
+) -> UpsamplerBatch:
+    """Crops of pictures of ``canvas`` px, ``crop`` a multiple of 4, beside the same crops of the reduced pictures.
+
+    ``bank`` must hold the sprites for ``canvas``. Half of the crops are around a thing: what is hard is there.
+    """
     rng = np.random.default_rng([seed, step])
     high, low = [], []
     for index in rng.integers(len(world), size=size):
-        picture = as_pixels(render(world.scenes[index], size=256, bank=world.bank)[None])[0]
-        top, left = 4 * rng.integers(0, (256 - crop) // 4 + 1, size=2)
+        scene = world.scenes[index]
+        picture = as_pixels(render(scene, size=canvas, bank=bank)[None])[0]
+        top, left = rng.integers(0, canvas - crop + 1, size=2)
+        if rng.random() < 0.5:
+            _, _, x, y = scene.slots[rng.integers(len(scene.slots))]
+            away = rng.integers(-crop // 2, 1, size=2) - crop // 4
+            top, left = np.clip(np.asarray((y, x)) * canvas // 256 + away, 0, canvas - crop)
+        top, left = 4 * (top // 4), 4 * (left // 4)
         window = picture[:, top : top + crop, left : left + crop]
         high.append(window)
         low.append(torch.nn.functional.avg_pool2d(window, 4))
     return UpsamplerBatch(pixels=torch.stack(high), low=torch.stack(low))
 
 
+def _worded(
+    world: World, indices: np.ndarray, seed: list[int], *, negatives: int, tokenizer: CLIPTokenizer
+) -> tuple[Int[Tensor, "b l"], Int[Tensor, "bk l"]]:
+    """A new caption of each picture, and captions of scenes that differ from it in one attribute."""
+    rng = np.random.default_rng(seed)
+    scenes = [world.scenes[i] for i in indices]
+    wrong = [caption(swap(scene, rng, scope=world.scope), rng) for scene in scenes for _ in range(negatives)]
+    ids = token_ids(world.captions_of(indices, rng) + wrong, tokenizer)
+    ids = ids[:, : ids.ne(len(tokenizer) - 1).sum(1).max() + 1]  # the end token pads: its first one must stay
+    return ids[: len(indices)], ids[len(indices) :]
+
+
 def _patch_labels(scene: Scene, kinds: tuple[Kind, ...], patches: int) -> Int[Tensor, "p"]:
     """For each cell of a ``patches`` × ``patches`` grid the kind of thing on its centre, from 1; 0 is background."""
-    centre = (np.arange(patches) + 0.5) * 256 / patches
-    labels = np.zeros((patches, patches), dtype=np.int64)
-    for kind, size, x, y in scene.slots:
-        reach = 0.4 * SIZES[size]
-        inside = (abs(centre[:, None] - y) < reach) & (abs(centre[None] - x) < reach)
-        labels[inside] = kinds.index(kind) + 1
-    return torch.from_numpy(labels.ravel())
+    numbers = np.array([0, *(kinds.index(kind) + 1 for kind, _, _, _ in scene.slots)])
+    return torch.from_numpy(numbers[covered_cells(scene, cells=patches)].ravel())
