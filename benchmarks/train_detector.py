@@ -3,7 +3,7 @@
     python benchmarks/train_detector.py --icons icons.json
 
 Writes `benchmarks/scene_detector.safetensors` and prints how often it is right on renders that it has not seen, as
-they are and blurred, which is the ceiling of whatever it says of a model.
+they are and blurred, the ceiling of whatever it says of a model.
 """
 
 import time

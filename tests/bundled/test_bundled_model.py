@@ -58,7 +58,7 @@ def test_every_stage_gives_the_recorded_numbers(pipe):
 
 def test_it_fits_into_a_wheel():
     files = [path for path in Path(BUNDLED_MODEL).rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) <= 25e6
+    assert sum(path.stat().st_size for path in files) <= 40e6
     assert {path.suffix for path in files} <= {".safetensors", ".json", ".txt"}
     for path in files:
         if path.suffix == ".safetensors":

@@ -54,6 +54,9 @@ def run_code(text):
     return len(blocks)
 
 
+CHANCE = "other captions' real renders"
+
+
 @pytest.mark.parametrize("name", ["bundled", "karlo", "prior"])
 def test_the_committed_cards_come_out_again(name, tmp_path):
     metrics = ["--metrics", CARDS / "bundled.metrics.json"] if name == "bundled" else []
@@ -66,19 +69,22 @@ def test_the_committed_cards_come_out_again(name, tmp_path):
 def test_the_bundled_model_s_numbers_are_the_measured_ones():
     source = json.loads((ROOT / "docs" / "adherence.json").read_text())
     data, text = split((CARDS / "bundled.md").read_text())
-    rates = source["rates"]["two things: 256 px"]
-    cell = "0.17 [0.13, 0.21], n = 322 | 0.00"
-    assert rates["object"] == {"rate": 0.1677, "low": 0.1309, "high": 0.2124, "n": 322}
-    assert f"| object | 0.87 [0.83, 0.90], n = 318 | 0.05 | {cell} |" in text
-    assert "Ceiling: 1.00 in every row" in text and "0.43 (interval not measured)" in text
+    rates = {name: source["rates"][f"two things: {name}"]["object"] for name in ("the model", CHANCE)}
+    shown, n = rates["the model"], rates["the model"]["n"]
+    cell = f"{shown['rate']:.2f} [{shown['low']:.2f}, {shown['high']:.2f}], n = {n} | {rates[CHANCE]['rate']:.2f}"
+    assert n > 200 and cell in next(line for line in text.splitlines() if line.startswith("| object |"))
+    assert f"{source['seconds_per_picture']:.2f} (interval not measured)" in text
+    assert f"{source['distances']['the model']['frechet']:.2f} (interval not measured)" in text
     results = {
         (result["dataset"]["name"].rpartition(": ")[2], metric["name"]): metric
         for result in data["model-index"][0]["results"]
         for metric in result["metrics"]
     }
     got = results["two things", "object"]
-    assert (got["value"], got["args"]["low"], got["args"]["high"], got["args"]["n"]) == (0.1677, 0.1309, 0.2124, 322)
-    assert len(results) == sum(len(rates) for name, rates in source["rates"].items() if name.endswith("256 px")) + 1
+    assert got["value"] == shown["rate"]
+    assert [got["args"][key] for key in ("low", "high", "n")] == [shown[key] for key in ("low", "high", "n")]
+    measured = sum(len(rates) for name, rates in source["rates"].items() if name.endswith(": the model"))
+    assert len(results) == measured + 5  # the time, two distances and their floors
     metrics = runpy.run_path(str(ROOT / "benchmarks" / "adherence_metrics.py"))["metrics"]
     assert metrics(source) == json.loads((CARDS / "bundled.metrics.json").read_text())
 
