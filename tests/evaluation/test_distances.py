@@ -37,6 +37,11 @@ def test_both_are_about_nothing_for_one_distribution_and_grow_with_distance(norm
     assert 0 < frechet_distance(real, normal(1000)) < frechet_distance(real, normal(1000, shift=0.3))
 
 
+def test_sets_as_small_as_a_subset_still_have_an_error(normal):
+    value, error = kernel_distance(normal(200), normal(200), size=200)
+    assert error > 0 and abs(value) < 5 * error
+
+
 @pytest.mark.parametrize("distance", [frechet_distance, kernel_distance])
 def test_sets_that_have_no_distance_are_refused(distance, normal):
     with pytest.raises((ValueError, TypeError)):  # the second where shapes are checked in the signature

@@ -37,7 +37,9 @@ def kernel_distance(
         ValueError: sets of less than 2, or of different widths.
     """
     a, b = _checked(a, b)
-    size, generator = min(size, len(a), len(b)), torch.Generator().manual_seed(seed)
+    # at most half of a set, or all subsets would be the same and their spread nothing
+    size = max(2, min(size, len(a) // 2, len(b) // 2))
+    generator = torch.Generator().manual_seed(seed)
     values = []
     for _ in range(subsets):
         x, y = (rows[torch.randperm(len(rows), generator=generator)[:size]] for rows in (a, b))
