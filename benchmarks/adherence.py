@@ -29,6 +29,7 @@ from unclip_hub.data.sprites import build_bank
 from unclip_hub.evaluation.distances import frechet_distance, kernel_distance
 from unclip_hub.evaluation.scene_detector import SceneDetector, right
 from unclip_hub.evaluation.sprite_matching import Rate, SpriteMatcher, score, wilson
+from unclip_hub.training.world import as_pixels
 
 
 GROUPS = {
@@ -81,30 +82,34 @@ class Judges:
         self.held_out = dataset(count, seed=seed, **options)
         self.matcher = SpriteMatcher(bank, backgrounds=CPU.backgrounds)
         self.detector = SceneDetector.load(WEIGHTS)
-        self.real = _as_pixels(self.held_out.pictures)
-        self.reference = self._features(_as_pixels(dataset(count, seed=seed + 1, **options).pictures))
+        self.real = as_pixels(self.held_out.pictures)
+        self.reference = self._features(as_pixels(dataset(count, seed=seed + 1, **options).pictures))
+        self.known = {CEILING: self._rates(self.real), CHANCE: self._rates(self.real.roll(1, 0))}
 
     def verdict(self, small: Tensor, large: Tensor | None, *, name: str) -> dict[str, Any]:
         """Rates by group of captions and by row, and distances; what they say is printed."""
-        rows = {CEILING: self.real, CHANCE: self.real.roll(1, 0), f"{name}, 64 px": small}
-        if large is not None:
-            rows[name] = large
-        facts: dict[str, Any] = {"rates": {}, "distances": {}}
+        rows = {f"{name}, 64 px": small} | ({} if large is None else {name: large})
+        judged = self.known | {row: self._rates(pictures) for row, pictures in rows.items()}
+        facts: dict[str, Any] = {
+            "rates": {f"{group}: {row}": rates[group] for group in GROUPS for row, rates in judged.items()},
+            "distances": {row: self._distances(pictures) for row, pictures in ({CEILING: self.real} | rows).items()},
+        }
+        _print(facts, name=name)
+        return facts
+
+    def _rates(self, pictures: Tensor) -> dict[str, dict[str, Any]]:
+        """By group of captions, what both scorers say of pictures of all of them."""
+        by_group = {}
         for group, layouts in GROUPS.items():
             chosen = [i for i, scene in enumerate(self.held_out.scenes) if scene.layout in layouts]
             scenes = [self.held_out.scenes[i] for i in chosen]
-            for row, pictures in rows.items():
-                rates = score([pictures[i] for i in chosen], scenes, matcher=self.matcher)
-                seen = self.detector.see(pictures[chosen])
-                verdicts = [right(kinds, scene) for kinds, scene in zip(seen, scenes, strict=True)]
-                for what in ("object", "object and colour"):
-                    rates[f"{what}, by the detector"] = wilson(sum(v[what] for v in verdicts), len(verdicts))
-                facts["rates"][f"{group}: {row}"] = {k: _numbers(rate) for k, rate in rates.items() if rate.n}
-        for row, pictures in rows.items():
-            if row != CHANCE:
-                facts["distances"][row] = self._distances(pictures)
-        _print(facts, name=name)
-        return facts
+            rates = score([pictures[i] for i in chosen], scenes, matcher=self.matcher)
+            seen = self.detector.see(pictures[chosen])
+            verdicts = [right(kinds, scene) for kinds, scene in zip(seen, scenes, strict=True)]
+            for what in ("object", "object and colour"):
+                rates[f"{what}, by the detector"] = wilson(sum(v[what] for v in verdicts), len(verdicts))
+            by_group[group] = {k: _numbers(rate) for k, rate in rates.items() if rate.n}
+        return by_group
 
     def _distances(self, pictures: Tensor) -> dict[str, float]:
         features = self._features(pictures)
@@ -170,11 +175,7 @@ def sample(
 @torch.no_grad()
 def _image_embeds(pipe: UnCLIPPipeline, pictures: np.ndarray) -> Tensor:
     assert pipe.image_encoder is not None
-    return pipe.image_encoder(_as_pixels(pictures)).image_embeds
-
-
-def _as_pixels(pictures: np.ndarray) -> Tensor:
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return pipe.image_encoder(as_pixels(pictures)).image_embeds
 
 
 def _numbers(rate: Rate) -> dict[str, float | int]:

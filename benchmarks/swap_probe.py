@@ -48,13 +48,11 @@ def main(model, count, seed, icons, cache, output) -> None:
     wrong = _text(pipe, [text for _, _, text in cases])
     rows = torch.tensor([i for i, _, _ in cases])
     wins = (image[rows] * right[rows]).sum(1) > (image[rows] * wrong).sum(1)
+    won = {name: [bool(win) for win, case in zip(wins, cases, strict=True) if case[1] == name] for name in ATTRIBUTES}
+    won["every one of a scene's"] = [bool(wins[rows == i].all()) for i in range(count)]
     rates = {}
-    for attribute in (*ATTRIBUTES, "every one of a scene's"):
-        chosen = torch.tensor([attribute in (name, "every one of a scene's") for _, name, _ in cases])
-        won = wins[chosen].tolist()
-        if attribute not in ATTRIBUTES:
-            won = [bool(wins[rows == i].all()) for i in range(count)]
-        rate = wilson(sum(won), len(won))
+    for attribute, cases_won in won.items():
+        rate = wilson(sum(cases_won), len(cases_won))
         rates[attribute] = {k: round(v, 4) for k, v in rate._asdict().items()}
         click.echo(f"{attribute:24} {rate.rate:.3f}  [{rate.low:.3f}, {rate.high:.3f}]  n={rate.n}")
     if output:

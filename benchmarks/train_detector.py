@@ -20,6 +20,7 @@ from unclip_hub.data.scenes import Scene, dataset, render, sample_scene
 from unclip_hub.data.sprites import SpriteBank, build_bank
 from unclip_hub.evaluation.scene_detector import SceneDetector, labels, right
 from unclip_hub.evaluation.sprite_matching import wilson
+from unclip_hub.training.world import as_pixels
 
 
 WEIGHTS = Path(__file__).parent / "scene_detector.safetensors"
@@ -52,7 +53,7 @@ def main(icons, cache, steps, batch, lr, checked, output) -> None:
             print(f"step {step + 1}  loss {loss.item():.4f}  seconds {time.monotonic() - started:.0f}", flush=True)
     model.eval().save(output)
     held_out = dataset(checked, seed=12, scope=CPU, bank=bank, split="held_out", captions=1)
-    pixels = _as_pixels(held_out.pictures)
+    pixels = as_pixels(held_out.pictures)
     for name, pictures in {"as they are": pixels, "blurred and noisy": worsened(pixels, generator)}.items():
         seen = SceneDetector.load(output).see(pictures)
         verdicts = [right(kinds, scene) for kinds, scene in zip(seen, held_out.scenes, strict=True)]
@@ -80,11 +81,7 @@ def _scenes(rng: np.random.Generator, count: int) -> list[Scene]:
 
 
 def _pixels(scenes: list[Scene], bank: SpriteBank) -> Tensor:
-    return _as_pixels(np.stack([render(scene, size=64, bank=bank) for scene in scenes]))
-
-
-def _as_pixels(pictures: np.ndarray) -> Tensor:
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return as_pixels(np.stack([render(scene, size=64, bank=bank) for scene in scenes]))
 
 
 if __name__ == "__main__":
