@@ -167,8 +167,9 @@ class Build:
         def batch(step: int) -> DecoderBatch:
             rng = np.random.default_rng([2 if encoder is None else 7, step])
             indices = rng.integers(len(world), size=recipe.decoder_batch)
-            captions, pixels = world.captions_of(indices, rng), world.pixels(indices)
-            caption = empty.repeat(len(indices)) if encoder is None else self._encode(encoder, captions)
+            pixels, caption = world.pixels(indices), empty.repeat(len(indices))
+            if encoder is not None:
+                caption = self._encode(encoder, world.captions_of(indices, rng))
             with torch.no_grad():  # 5 % of the step; all pictures beforehand would take minutes
                 embeds = image_encoder(pixels).image_embeds
             return DecoderBatch(pixels, caption.with_image(embeds))
