@@ -149,6 +149,8 @@ class UnCLIPPipelineBase(LoraMixin, DiffusionPipeline):
     def encode_text(self, prompt: str | list[str], *, weighted: bool = False) -> Conditioning:
         """Captions as CLIP sees them; what the context has no room for is cut off, with a warning that quotes it.
 
+        The states of padding are zeros, as no network looks at them.
+
         A model with a small vocabulary, as the bundled one, warns of words that it was not trained on.
 
         Args:
@@ -168,11 +170,11 @@ class UnCLIPPipelineBase(LoraMixin, DiffusionPipeline):
             logger.warning(
                 f"the text encoder reads {tokens.shape[1] - 2} tokens; this part of the prompt is ignored: {text!r}"
             )
-        device = self._execution_device
-        output = self.text_encoder(tokens.to(device))
-        return Conditioning(
-            text_embed=output.text_embeds, text_states=output.last_hidden_state, text_mask=mask.to(device)
-        )
+        longest, mask = int(mask.sum(1).max()), mask.to(self._execution_device)
+        output = self.text_encoder(tokens[:, :longest].to(mask.device))  # causal: padding changes nothing before it
+        states = torch.nn.functional.pad(output.last_hidden_state, (0, 0, 0, mask.shape[1] - longest))
+        states = states.masked_fill(~mask[..., None], 0)
+        return Conditioning(text_embed=output.text_embeds, text_states=states, text_mask=mask)
 
     def encode_image(self, image: Pictures) -> Float[Tensor, "b d"]:
         """CLIP image embeddings, not normalised, of pictures of any size: everything that ``images.to_tensor`` takes.
