@@ -215,3 +215,24 @@ def test_biases_and_gains_do_not_decay(tmp_path):
     train(task, batches, replace(CONFIG, weight_decay=0.5, lr=0.1), output=tmp_path)
     assert_close(task.modules["line"].bias, before["line.bias"])
     assert task.modules["line"].weight.abs() < before["line.weight"].abs() * 0.95
+
+
+@pytest.mark.compile
+def test_compiled_networks_learn_the_same_and_are_not_compiled_again_for_samples(tmp_path):
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    counters.clear()
+    graphs = []
+
+    def sample(modules, step):
+        modules["line"](torch.zeros(3, 2, 1))
+        graphs.append(counters["stats"]["unique_graphs"])
+
+    for compile in (False, True):
+        config = replace(CONFIG, compile=compile)
+        train(LineTask(), batches, config, output=tmp_path / str(compile), sample_fn=sample)
+    assert graphs == [0, 1]
+    compiled = weights(tmp_path / "True" / "ema.pt")
+    for name, value in weights(tmp_path / "False" / "ema.pt").items():
+        assert_close(compiled[name], value)

@@ -67,6 +67,8 @@ class TrainConfig:
         ema: decay of the averaged weights, which are what is exported; 0 exports the last ones.
         precision: ``"no"`` (float32), ``"bf16"`` or ``"fp16"`` (autocast; fp16 on a GPU only). ``"auto"`` is bf16, but
             float32 on a CPU without instructions for it, which would take twice as long.
+        compile: ``torch.compile`` every network that is trained: minutes at the start, then faster steps. Samples are
+            drawn without it, as they have other shapes.
         workers: processes that make numbered batches ahead; a ``Stream`` has its own.
         tracker: ``"trackio"``, ``"tensorboard"``, ``"wandb"``, ``"none"``, or ``"auto"``: trackio where it is
             installed. ``stats.jsonl`` is written always.
@@ -85,6 +87,7 @@ class TrainConfig:
     accumulate: int = 1
     ema: float = 0.999
     precision: str = "auto"
+    compile: bool = False
     seed: int = 0
     workers: int = 0
     tracker: str = "none"
@@ -178,6 +181,10 @@ class _Run:
             check_room(output, task.modules)
         self.accelerator.wait_for_everyone()
         task.modules.train().to(self.accelerator.device)
+        if config.compile:
+            for network in task.modules.children():
+                if any(p.requires_grad for p in network.parameters()):
+                    network.compile()  # in place: the names of its weights stay
         optimizer = torch.optim.AdamW(
             _decay_groups(task.modules, config.weight_decay), lr=config.lr, betas=config.betas, fused=True
         )
@@ -267,7 +274,7 @@ class _Run:
         position = self.batches.state_dict() if isinstance(self.batches, Stream) else None
         save(self.accelerator, self.output, step=self.step, position=position)
         if self.sample_fn is not None and self.accelerator.is_main_process:
-            with self.average.applied():
+            with self.average.applied(), torch.compiler.set_stance("force_eager"):
                 self.sample_fn(self.task.modules, self.step)
         self.accelerator.wait_for_everyone()
 
