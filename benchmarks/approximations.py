@@ -5,8 +5,8 @@
 
 Every variant makes pictures of the same held-out captions from the same noise, in turns, batch by batch. Adherence is
 the sprite matcher's "all" (see ``adherence.py``); points lost are counted caption by caption, with a 95 % interval.
-The kernel distance is the unbiased squared one of Binkowski et al. 2018 (arXiv:1801.01401), with (cosine + 1)^3 of the
-model's own CLIP image embeddings for a kernel, times 1,000, from renders of other held-out scenes.
+The kernel distance (``evaluation/distances.py``), times 1,000, is that of the model's own CLIP image embeddings from
+those of renders of other held-out scenes.
 """
 
 import math
@@ -27,7 +27,7 @@ from unclip_hub import BUNDLED_MODEL, UnCLIPPipeline
 from unclip_hub.data.scene_spec import CPU
 from unclip_hub.data.scenes import dataset
 from unclip_hub.data.sprites import build_bank
-from unclip_hub.embeddings import normalize
+from unclip_hub.evaluation.distances import kernel_distance
 from unclip_hub.evaluation.sprite_matching import SpriteMatcher, judge, wilson
 
 
@@ -69,7 +69,7 @@ def main(count, batch, threads, seed, icons, cache, only, output) -> None:
                 "times faster": spread(ratios),
                 "adherence": {"rate": round(rate.rate, 4), "low": round(rate.low, 4), "high": round(rate.high, 4)},
                 "points lost": lost(right[DEFAULT], right[name]),
-                "kernel distance": kernel_distance(embedded(pipe, pictures), reference),
+                "kernel distance": round(1000 * kernel_distance(embedded(pipe, pictures), reference)[0], 1),
             }
         )
     mark(rows)
@@ -122,18 +122,8 @@ def lost(before: np.ndarray, after: np.ndarray) -> dict[str, float]:
 
 @torch.no_grad()
 def embedded(pipe: UnCLIPPipeline, pictures: Sequence[np.ndarray] | np.ndarray) -> Tensor:
-    """Unit CLIP image embeddings, (n, d)."""
-    return normalize(torch.cat([pipe.encode_image(list(part)) for part in _parts(pictures, 64)]).double())
-
-
-def kernel_distance(a: Tensor, b: Tensor) -> float:
-    """1,000 times the unbiased squared kernel distance of two sets of unit embeddings."""
-
-    def within(x: Tensor) -> Tensor:
-        k = (x @ x.T + 1) ** 3
-        return (k.sum() - k.diagonal().sum()) / (len(x) * (len(x) - 1))
-
-    return round(1000 * float(within(a) + within(b) - 2 * ((a @ b.T + 1) ** 3).mean()), 3)
+    """CLIP image embeddings, (n, d)."""
+    return torch.cat([pipe.encode_image(list(part)) for part in _parts(pictures, 64)])
 
 
 def mark(rows: list[dict[str, Any]]) -> None:
@@ -170,7 +160,7 @@ def _line(row: dict[str, Any]) -> str:
     return (
         f"{row['name']:44} {row['seconds a picture']['median']:7.4f} s {row['times faster']['median']:5.2f}x  "
         f"adherence {rate['rate']:.3f} [{rate['low']:.3f}, {rate['high']:.3f}]  lost {cost['points']:6.2f} "
-        f"[{cost['low']:.2f}, {cost['high']:.2f}]  distance {row['kernel distance']:8.3f}  {mark}"
+        f"[{cost['low']:.2f}, {cost['high']:.2f}]  distance {row['kernel distance']:8.1f}  {mark}"
     )
 
 
