@@ -11,6 +11,7 @@ held-out scenes; the floor is that of real renders.
 """
 
 import json
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -142,8 +143,13 @@ def variants(pipe: UnCLIPPipeline, pictures: np.ndarray) -> dict[str, Change]:
     def fixed(**options: Any) -> Change:
         return lambda texts, at: options
 
+    def worded(change: Callable[[str], str]) -> Change:
+        return lambda texts, at: {"prompt": [change(text) for text in texts]}
+
     return {
         "the defaults": fixed(),
+        "captions in capitals": worded(str.upper),
+        "captions without articles": worded(lambda text: re.sub(r"\b(an?|the|one) ", "", text)),
         "no prior: the text embedding, as long as a picture's": no_prior,
         "the true picture's embedding": true_embeds,
         "prior, best of 2": fixed(num_prior_samples=2),
@@ -161,11 +167,10 @@ def sample(
     for at in range(0, len(held_out.captions), batch):
         texts = [several[0] for several in held_out.captions[at : at + batch]]
         made = pipe(
-            texts,
             generator=[torch.Generator().manual_seed(seed + at + i) for i in range(len(texts))],
             output_type="pt",
             output_size=256 if upsampled else 64,
-            **change(texts, at),
+            **{"prompt": texts, **change(texts, at)},
         )
         small.append(made.small_images * 2 - 1)
         large.append(made.images * 2 - 1)
