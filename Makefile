@@ -26,6 +26,9 @@ lint: $(STAMP)
 
 model: $(STAMP) runs/icons.json  ## train the bundled model again, from nothing; interrupted, the same command resumes
 	$(BIN)/python -m unclip_hub.training.bundled --output runs/bundled --icons runs/icons.json
+	$(BIN)/unclip train decoder --data scenes:64:1000000:runs/icons.json --base runs/bundled/model \
+		--output runs/bundled/decoder_further --config further
+	$(BIN)/python -m unclip_hub.training.bundled --output runs/bundled --stage export
 	rm -rf src/unclip_hub/assets/bundled && cp -r runs/bundled/model src/unclip_hub/assets/bundled
 
 runs/icons.json:  # the masters of Noto Emoji, Apache-2.0

@@ -131,7 +131,7 @@ class Scope:
     colours: tuple[str, ...] = tuple(COLOURS)
     emoji: tuple[str, ...] = ()
     backgrounds: tuple[str, ...] = (*PLAIN, *PLACES)
-    layouts: Weights = (("one", 0.35), ("count", 0.15), ("pair", 0.35), ("trio", 0.15))
+    layouts: Weights = (("one", 0.25), ("count", 0.15), ("pair", 0.5), ("trio", 0.1))
     positions: Weights = (("centre", 4), ("left", 1), ("right", 1), ("top", 1), ("bottom", 1))
     sizes: Weights = (("medium", 1), ("large", 1))
     pair_sizes: Weights = (("medium", 1),)

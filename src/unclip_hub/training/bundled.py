@@ -237,13 +237,15 @@ class Build:
     def export(self) -> None:
         """All stages as a folder that ``UnCLIPPipeline.from_pretrained`` opens: ``OUTPUT/model``, fp16 on disk."""
         folder, recipe = self.output / "model", self.recipe
+        further = (self.output / "decoder_further" / "ema.pt").exists()  # by `unclip train`, from an earlier export
+        decoder_stage = "decoder_further" if further else "decoder_text"
         decoder, text_proj = new_decoder(PRESET, block_out_channels=recipe.decoder_widths)
         models = {
             "text_encoder": self.text_encoder(),
             "image_encoder": self.image_encoder(),
             "prior": _frozen(new_prior(PRESET), self._averaged("prior", "prior")),
-            "decoder": _frozen(decoder, self._averaged("decoder_text", "decoder")),
-            "text_proj": _frozen(text_proj, self._averaged("decoder_text", "text_proj")),
+            "decoder": _frozen(decoder, self._averaged(decoder_stage, "decoder")),
+            "text_proj": _frozen(text_proj, self._averaged(decoder_stage, "text_proj")),
             "super_res_first": _frozen(new_upsampler(PRESET), self._averaged("upsampler", "upsampler")),
         }
         schedulers = {
