@@ -1,5 +1,6 @@
 """The bundled model's recipe, every stage in miniature, from nothing to a picture."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,11 @@ def test_every_stage_runs_and_the_result_opens(build):
     again = Build(MINIATURE, output=build.output, icons=None)
     assert np.array_equal(again.world.pictures, build.world.pictures)
     assert again.world.scenes == build.world.scenes
+
+
+def test_pictures_of_other_scenes_are_not_taken_for_these(build):
+    with pytest.raises(ValueError, match=r"holds pictures of .* choose another folder"):
+        Build(replace(MINIATURE, pictures=32), output=build.output, icons=None)
 
 
 def test_a_stage_says_which_one_must_run_first(tmp_path):

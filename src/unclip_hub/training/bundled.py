@@ -317,7 +317,8 @@ class Build:
     def _tokenizer(self) -> CLIPTokenizer:
         folder = self.output / "tokenizer"
         if not (folder / "tokenizer.json").exists():
-            captions = (caption for several in self.world.captions[:20_000] for caption in several)
+            some = range(min(60_000, len(self.world)))
+            captions = self.world.captions_of(some, np.random.default_rng(8))
             train_tokenizer(captions, context_length=context_length(PRESET)).save_pretrained(folder)
         return CLIPTokenizer.from_pretrained(folder)
 

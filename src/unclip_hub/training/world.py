@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from unclip_hub.data.scene_spec import Kind, Scene, Scope, sample_scene, swap
-from unclip_hub.data.scenes import caption, covered_cells, dataset, render
+from unclip_hub.data.scenes import caption, covered_cells, render
 from unclip_hub.data.sprites import SpriteBank
 from unclip_hub.training.clip import ClipBatch
 from unclip_hub.training.upsampler import UpsamplerBatch
@@ -20,12 +20,11 @@ from unclip_hub.training.upsampler import UpsamplerBatch
 
 @dataclass(frozen=True)
 class World:
-    """Captioned pictures of one scope at 64 px; ``scenes`` is what each shows."""
+    """Pictures of one scope at 64 px; ``scenes`` is what each shows."""
 
     scope: Scope
     bank: SpriteBank
     pictures: UInt8[np.ndarray, "n 64 64 3"]
-    captions: list[list[str]]  # several per picture
     scenes: list[Scene]
 
     def __len__(self) -> int:
@@ -35,23 +34,28 @@ class World:
         """Pictures in [-1, 1]."""
         return as_pixels(self.pictures[indices])
 
-    def captions_of(self, indices: np.ndarray, rng: np.random.Generator) -> list[str]:
+    def captions_of(self, indices: Sequence[int] | np.ndarray, rng: np.random.Generator) -> list[str]:
         """A new caption of each picture."""
         return [caption(self.scenes[i], rng) for i in indices]
 
 
 def draw_world(count: int, *, scope: Scope, bank: SpriteBank, cache: Path, seed: int = 0) -> World:
-    """``count`` training scenes; pictures and captions are kept in ``cache`` and read from there the next time."""
-    pictures_path, captions_path = cache / "pictures.npy", cache / "captions.json"
-    if captions_path.exists():
-        rng = np.random.default_rng([seed, 0, False])
-        scenes = [sample_scene(rng, scope) for _ in range(count)]
-        return World(scope, bank, np.load(pictures_path, mmap_mode="r"), json.loads(captions_path.read_text()), scenes)
-    cache.mkdir(parents=True, exist_ok=True)
-    drawn = dataset(count, seed=seed, scope=scope, bank=bank)
-    np.save(pictures_path, drawn.pictures)
-    captions_path.write_text(json.dumps(drawn.captions))
-    return World(scope, bank, drawn.pictures, [list(several) for several in drawn.captions], drawn.scenes)
+    """``count`` training scenes; pictures are kept in ``cache`` and read from there the next time.
+
+    Raises:
+        ValueError: ``cache`` holds pictures of other scenes.
+    """
+    rng = np.random.default_rng([seed, 0, False])
+    scenes = [sample_scene(rng, scope) for _ in range(count)]
+    drawn, said = cache / "pictures.npy", cache / "scenes.json"
+    asked = json.loads(json.dumps({"count": count, "seed": seed, "scope": asdict(scope)}))
+    if not said.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        np.save(drawn, np.stack([render(scene, size=64, bank=bank) for scene in scenes]))
+        said.write_text(json.dumps(asked, indent=1) + "\n")
+    elif (there := json.loads(said.read_text())) != asked:
+        raise ValueError(f"{cache} holds pictures of {there}, expected of {asked}: choose another folder")
+    return World(scope, bank, np.load(drawn, mmap_mode="r"), scenes)
 
 
 def as_pixels(pictures: UInt8[np.ndarray, "b h w 3"]) -> Float[Tensor, "b 3 h w"]:
