@@ -42,6 +42,7 @@ def first_picture(contender: str) -> None:
         imported = time.perf_counter()
         pipe = diffusers_assembly.from_folder(Path(BUNDLED_MODEL))
         options = json.loads((Path(BUNDLED_MODEL) / "model_index.json").read_text())["sampling_defaults"]
+        del options["output_size"]  # diffusers knows one, this one
     else:
         from diffusers import UnCLIPPipeline as DiffusersPipeline  # pyright: ignore[reportPrivateImportUsage]
 
