@@ -14,6 +14,7 @@ from torch.testing import assert_close
 
 import unclip_hub
 from unclip_hub import Conditioning, UnCLIPPipeline
+from unclip_hub.pipelines.captions import tokenize
 
 
 STEPS = {"prior_num_inference_steps": 3, "decoder_num_inference_steps": 3, "super_res_num_inference_steps": 2}
@@ -47,6 +48,22 @@ def test_shapes_and_ranges_of_everything_returned(pipe):
     assert made.small_images.shape == (6, 3, 16, 16)
     assert made.image_embeds.shape == (6, tiny.WIDTH)
     assert made.images.min() >= 0 and made.images.max() <= 1
+
+
+def test_captions_are_read_to_their_ends_only_and_as_if_alone(pipe):
+    captions, lengths = ["a house", "two green cats at night"], []
+    watch = pipe.text_encoder.register_forward_pre_hook(lambda network, tokens: lengths.append(tokens[0].shape[1]))
+    with torch.no_grad():
+        short, both = pipe.encode_text(captions[0]), pipe.encode_text(captions)
+        whole = pipe.text_encoder(tokenize(pipe.tokenizer, captions, length=tiny.CONTEXT)[0])
+    watch.remove()
+    assert lengths[0] < lengths[1] < lengths[2] == tiny.CONTEXT
+    assert both.text_states.shape == whole.last_hidden_state.shape
+    assert_close(both.text_embed, whole.text_embeds)
+    assert_close(both.text_states[both.text_mask], whole.last_hidden_state[both.text_mask])
+    assert not both.text_states[~both.text_mask].any()
+    for name in ("text_embed", "text_states", "text_mask"):
+        assert_close(getattr(both, name)[:1], getattr(short, name))
 
 
 def test_output_types_hold_the_same_picture(pipe):
