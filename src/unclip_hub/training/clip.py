@@ -2,16 +2,15 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
 from unclip_hub.embeddings import normalize
+from unclip_hub.training.processes import gathered, rank
 
 
 @dataclass
@@ -100,7 +99,7 @@ class ClipTask:
         every_text, repeated, target = self._everyone(text, ids)
         logits = (scale * image @ every_text.T).masked_fill(repeated, -torch.inf)  # (b, n)
         near = scale * torch.einsum("bd,bkd->bk", image, wrong)
-        backward = (scale * text @ _gathered(image).T).masked_fill(repeated, -torch.inf)
+        backward = (scale * text @ gathered(image).T).masked_fill(repeated, -torch.inf)
         value = (F.cross_entropy(torch.cat([logits, near], dim=1), target) + F.cross_entropy(backward, target)) / 2
         return value, near, logits.gather(1, target[:, None])[:, 0]
 
@@ -119,9 +118,8 @@ class ClipTask:
         """The captions of all processes, which of them repeat a picture's own, and which is it."""
         # the last token pads: batches are cut to their longest caption, which differs between processes
         padded = torch.cat([ids, ids[:, -1:].expand(-1, self.context - ids.shape[1])], dim=1)
-        every_text, every_id = _gathered(text), _gathered(padded)
-        rank = dist.get_rank() if _distributed() else 0
-        target = torch.arange(len(ids), device=ids.device) + rank * len(ids)
+        every_text, every_id = gathered(text), gathered(padded)
+        target = torch.arange(len(ids), device=ids.device) + rank() * len(ids)
         repeated = (padded[:, None] == every_id[None]).all(dim=-1)
         return every_text, repeated & ~F.one_hot(target, len(every_id)).bool(), target
 
@@ -155,27 +153,3 @@ class _Temperature(nn.Module):
         with torch.no_grad():  # the parameter itself: a clamp of its exponential would leave it without gradient
             self.log_scale.clamp_(max=math.log(self.MAX))
         return self.log_scale.exp()
-
-
-class _Gather(torch.autograd.Function):
-    """The rows of all processes in their order; each process's gradient is the sum of what all made of its rows."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:
-        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, rows.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        total = gradients[0].clone()
-        dist.all_reduce(total)
-        return total.chunk(dist.get_world_size())[dist.get_rank()]
-
-
-def _gathered(rows: Tensor) -> Tensor:
-    return _Gather.apply(rows) if _distributed() else rows  # type: ignore[return-value]
-
-
-def _distributed() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

@@ -1,13 +1,13 @@
 """The loss of the one-step prior (Patel et al. 2024, ECLIPSE, arXiv:2312.04655, section 3)."""
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unclip_hub.embeddings import normalize
 from unclip_hub.models.one_step_prior import OneStepPrior
 from unclip_hub.training.prior import PriorBatch, cosines
+from unclip_hub.training.processes import gathered, rank
 
 
 SAME = 1 - 1e-5  # cosine of two text embeddings from which on they are of the same caption
@@ -57,16 +57,7 @@ class OneStepPriorTask:
         return projection + self.contrastive * contrast, stats | {"contrastive": contrast.item()}
 
     def _contrast(self, predicted: Tensor, text: Tensor) -> Tensor:
-        everyone, rank = _everyone(text)
-        own = torch.arange(len(text), device=text.device) + rank * len(text)
+        everyone = gathered(text)
+        own = torch.arange(len(text), device=text.device) + rank() * len(text)
         repeated = (text @ everyone.T > SAME) & ~F.one_hot(own, len(everyone)).bool()  # (b, n)
         return F.cross_entropy((predicted @ everyone.T / self.temperature).masked_fill(repeated, -torch.inf), own)
-
-
-def _everyone(rows: Tensor) -> tuple[Tensor, int]:
-    """The rows of all processes, which are frozen and need no gradient, and this process's rank."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return rows, 0
-    parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, rows.contiguous())
-    return torch.cat(parts), dist.get_rank()
