@@ -20,6 +20,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from adherence_metrics import CEILING, CHANCE, SHOWN
 from torch import Tensor
 from train_detector import WEIGHTS
 
@@ -38,7 +39,6 @@ GROUPS = {
     "two things": ("pair",),
     "three things": ("trio",),
 }
-SHOWN, CEILING, CHANCE = "the model", "real renders", "other captions' real renders"
 Made = tuple[Tensor, Tensor | None]  # (n, 3, 64, 64) and, if they were upsampled, (n, 3, h, w), in [-1, 1]
 
 
