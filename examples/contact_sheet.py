@@ -40,14 +40,14 @@ def main(model: str, count: int, steps: int | None, seed: int, output: Path) -> 
 
 def sheet(captions: list[str], pictures: list[Image.Image], *, columns: int = 8, side: int = 192) -> Image.Image:
     """Each caption over its picture, in rows of ``columns``."""
-    width, height, font = side + 8, side + 52, ImageFont.load_default(12)
+    width, height, font = side + 8, side + 68, ImageFont.load_default(12)
     rows = -(-len(captions) // columns)
     page = Image.new("RGB", (columns * width + 8, rows * height + 8), "white")
     draw = ImageDraw.Draw(page)
     for i, text in enumerate(captions):
         x, y = 8 + i % columns * width, 8 + i // columns * height
         draw.multiline_text((x, y), textwrap.fill(printable(text), 30), fill="black", font=font, spacing=1)
-        page.paste(pictures[i].resize((side, side), Image.Resampling.LANCZOS), (x, y + 44))
+        page.paste(pictures[i].resize((side, side), Image.Resampling.LANCZOS), (x, y + 60))
     return page
 
 
