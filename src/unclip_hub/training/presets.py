@@ -140,15 +140,15 @@ _DECODER: dict[str, dict[str, Any]] = {
 _IMAGE_TOKENS = {"tiny": 16, "karlo": 4, "paper": 4}  # that text_proj makes of an image embedding
 _UPSAMPLER: dict[tuple[str, int], dict[str, Any]] = {
     ("tiny", 256): dict(
-        patch_size=4,
-        block_out_channels=(48, 64),
+        patch_size=2,
+        block_out_channels=(32, 48, 64),
         layers_per_block=1,
         norm_num_groups=16,
         resnet_time_scale_shift="scale_shift",
     ),
     ("tiny", 1024): dict(
-        patch_size=8,
-        block_out_channels=(48, 64),
+        patch_size=4,
+        block_out_channels=(32, 48, 64),
         layers_per_block=1,
         norm_num_groups=16,
         resnet_time_scale_shift="scale_shift",
