@@ -24,11 +24,17 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+DECODER := $(BIN)/unclip train decoder --data scenes:64:1000000:runs/icons.json --config further --base runs/bundled/model
+EXPORT := $(BIN)/python -m unclip_hub.training.bundled --output runs/bundled --stage export
+
 model: $(STAMP) runs/icons.json  ## train the bundled model again, from nothing; interrupted, the same command resumes
+	$(BIN)/unclip train upsampler --data scenes:256:1000000:runs/icons.json --config tiny --output runs/bundled/upsampler
+	$(BIN)/unclip train upsampler --data scenes:1024:1000000:runs/icons.json --config tiny1024 --output runs/bundled/upsampler_1024
 	$(BIN)/python -m unclip_hub.training.bundled --output runs/bundled --icons runs/icons.json
-	$(BIN)/unclip train decoder --data scenes:64:1000000:runs/icons.json --base runs/bundled/model \
-		--output runs/bundled/decoder_further --config further
-	$(BIN)/python -m unclip_hub.training.bundled --output runs/bundled --stage export
+	$(DECODER) --output runs/bundled/decoder_further
+	$(EXPORT)
+	$(DECODER) --output runs/bundled/decoder_further_2 --set train.seed=1 --set train.steps=2800
+	$(EXPORT)
 	rm -rf src/unclip_hub/assets/bundled && cp -r runs/bundled/model src/unclip_hub/assets/bundled
 
 runs/icons.json:  # the masters of Noto Emoji, Apache-2.0

@@ -1,6 +1,7 @@
 """The bundled model from nothing: ``python -m unclip_hub.training.bundled --output runs/bundled --icons icons.json``.
 
-Stages run in order and resume where they stopped; each leaves averaged weights in ``OUTPUT/<stage>/ema.pt``.
+Stages run in order and resume where they stopped; each leaves averaged weights in ``OUTPUT/<stage>/ema.pt``, and so
+do the runs of ``unclip train`` that the export reads: both upsamplers, and the decoder's further ones.
 ``icons.json`` is that of Noto Emoji (npm package @iconify-json/noto), whose pictures are Apache-2.0.
 """
 
@@ -22,7 +23,7 @@ from transformers import (
 
 from unclip_hub.conditioning import Conditioning
 from unclip_hub.data.scene_spec import CPU, Scope
-from unclip_hub.data.sprites import SpriteBank, build_bank
+from unclip_hub.data.sprites import build_bank
 from unclip_hub.hub.layout import write_index
 from unclip_hub.models.text_proj import UnCLIPTextProjModel
 from unclip_hub.schedulers.unclip import UnCLIPScheduler
@@ -41,13 +42,13 @@ from unclip_hub.training.presets import (
 from unclip_hub.training.prior import PriorBatch, PriorTask, set_statistics
 from unclip_hub.training.report import write_report
 from unclip_hub.training.tokenizer import train_tokenizer
-from unclip_hub.training.upsampler import UpsamplerTask
-from unclip_hub.training.world import clip_batch, draw_world, text_batch, upsampler_batch
+from unclip_hub.training.world import clip_batch, draw_world, text_batch
 
 
 PRESET = "tiny"
 CELLS = 8  # of the grid on which CLIP's probes name what stands there, the patches of its image encoder
-STAGES = ("clip", "text", "decoder", "decoder_text", "prior", "upsampler", "upsampler_1024", "export")
+STAGES = ("clip", "text", "decoder", "decoder_text", "prior", "export")
+DECODERS = ("decoder_further_2", "decoder_further", "decoder_text")  # the export takes the first that there is
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,6 @@ class Recipe:
     decoder_widths: tuple[int, ...] = (96, 160)
     prior: TrainConfig = TrainConfig(steps=1_500, lr=1e-3, ema=0.995)
     prior_batch: int = 128
-    upsampler: TrainConfig = TrainConfig(steps=2_500, lr=1e-3, ema=0.995)
-    upsampler_batch: int = 16
-    upsampler_crop: int = 128
-    upsampler_1024: TrainConfig = TrainConfig(steps=600, lr=1e-3, ema=0.995)
-    upsampler_1024_crop: int = 256
     sampling_defaults: dict[str, float | int] = field(
         default_factory=lambda: {
             "prior_num_inference_steps": 12,
@@ -200,26 +196,6 @@ class Build:
         task = PriorTask(prior, empty=self._encode(encoder, [""]))
         self._learn("prior", task, batch, batch_size=self.recipe.prior_batch)
 
-    def upsampler(self) -> None:
-        """The 64 → 256 px upsampler."""
-        torch.manual_seed(3)
-        upsampler = self._started(new_upsampler(PRESET), "super_res_first")
-        self._train_upsampler("upsampler", upsampler, self.world.bank, canvas=256, crop=self.recipe.upsampler_crop)
-
-    def upsampler_1024(self) -> None:
-        """The 256 → 1024 px upsampler."""
-        torch.manual_seed(4)
-        upsampler, cache = new_upsampler(PRESET, size=1024), self.output / "emoji.npz"
-        bank = build_bank(self.recipe.scope.nouns, canvases=(1024,), cache=cache)
-        self._train_upsampler("upsampler_1024", upsampler, bank, canvas=1024, crop=self.recipe.upsampler_1024_crop)
-
-    def _train_upsampler(self, stage: str, upsampler, bank: SpriteBank, *, canvas: int, crop: int) -> None:
-        def batch(step: int):
-            size = self.recipe.upsampler_batch
-            return upsampler_batch(self.world, step, size=size, crop=crop, seed=canvas, bank=bank, canvas=canvas)
-
-        self._learn(stage, UpsamplerTask(upsampler), batch, batch_size=self.recipe.upsampler_batch)
-
     def _learn(self, stage: str, task: Task, batch: Callable[[int], object], *, batch_size: int) -> None:
         """Train a stage, and write its report."""
         config = getattr(self.recipe, stage)
@@ -237,8 +213,7 @@ class Build:
     def export(self) -> None:
         """All stages as a folder that ``UnCLIPPipeline.from_pretrained`` opens: ``OUTPUT/model``, fp16 on disk."""
         folder, recipe = self.output / "model", self.recipe
-        further = (self.output / "decoder_further" / "ema.pt").exists()  # by `unclip train`, from an earlier export
-        decoder_stage = "decoder_further" if further else "decoder_text"
+        decoder_stage = next((name for name in DECODERS if (self.output / name / "ema.pt").exists()), DECODERS[-1])
         decoder, text_proj = new_decoder(PRESET, block_out_channels=recipe.decoder_widths)
         models = {
             "text_encoder": self.text_encoder(),
@@ -325,7 +300,7 @@ class Build:
     def _averaged(self, stage: str, module: str) -> dict[str, Tensor]:
         path = self.output / stage / "ema.pt"
         if not path.exists():
-            raise FileNotFoundError(f"{path} is missing: run the stage {stage!r} first")
+            raise FileNotFoundError(f"{path} is missing: train {stage!r} first")
         prefix = module + "."
         state = torch.load(path, weights_only=True)
         return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

@@ -15,7 +15,6 @@ from unclip_hub.data.scene_spec import Kind, Scene, Scope, sample_scene, swap
 from unclip_hub.data.scenes import caption, covered_cells, render
 from unclip_hub.data.sprites import SpriteBank
 from unclip_hub.training.clip import ClipBatch
-from unclip_hub.training.upsampler import UpsamplerBatch
 
 
 @dataclass(frozen=True)
@@ -98,30 +97,6 @@ def text_batch(
     indices = np.random.default_rng([seed, step, 0]).integers(len(image_embeds), size=size)
     ids, negative_ids = _worded(world, indices, [seed, step, 1], negatives=negatives, tokenizer=tokenizer)
     return ClipBatch(pixels=None, ids=ids, negative_ids=negative_ids, image_embeds=image_embeds[indices])
-
-
-def upsampler_batch(
-    world: World, step: int, *, size: int, crop: int, seed: int, bank: SpriteBank, canvas: int = 256
-) -> UpsamplerBatch:
-    """Crops of pictures of ``canvas`` px, ``crop`` a multiple of 4, beside the same crops of the reduced pictures.
-
-    ``bank`` must hold the sprites for ``canvas``. Half of the crops are around a thing: what is hard is there.
-    """
-    rng = np.random.default_rng([seed, step])
-    high, low = [], []
-    for index in rng.integers(len(world), size=size):
-        scene = world.scenes[index]
-        picture = as_pixels(render(scene, size=canvas, bank=bank)[None])[0]
-        top, left = rng.integers(0, canvas - crop + 1, size=2)
-        if rng.random() < 0.5:
-            _, _, x, y = scene.slots[rng.integers(len(scene.slots))]
-            away = rng.integers(-crop // 2, 1, size=2) - crop // 4
-            top, left = np.clip(np.asarray((y, x)) * canvas // 256 + away, 0, canvas - crop)
-        top, left = 4 * (top // 4), 4 * (left // 4)
-        window = picture[:, top : top + crop, left : left + crop]
-        high.append(window)
-        low.append(torch.nn.functional.avg_pool2d(window, 4))
-    return UpsamplerBatch(pixels=torch.stack(high), low=torch.stack(low))
 
 
 def _worded(
