@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from unclip_hub import BUNDLED_MODEL, UnCLIPPipeline
 from unclip_hub.cli import main
 from unclip_hub.models.dvae import DVAE
+from unclip_hub.models.upsampler import UNet2DModel
 
 
 COLOURS = {"red": (220, 30, 30), "green": (20, 160, 60), "blue": (40, 60, 220), "yellow": (250, 210, 40)}
@@ -77,6 +78,21 @@ def test_a_trained_network_takes_its_place_in_the_base_model(photos, tmp_path, n
             assert Image.open(tmp_path / "run" / line.partition("(")[2][:-1]).size[0] > 100
     assert ("samples.png" in report) == (network != "prior")
     assert ("best linear filter" in report) == (network == "decoder")
+
+
+def test_a_second_upsampler_goes_on_from_the_first(tmp_path):
+    crop = ["--set", "crop=32", "--set", "size=1024", "--set", "start=first", "--set", "train.lr=1e-5"]
+    ran = unclip("upsampler", "--data", "scenes:1024:8", "--output", tmp_path / "run", *QUICK, *FEW, *crop)
+    assert ran.exit_code == 0, ran.output
+    first, second = (
+        UNet2DModel.from_pretrained(root, subfolder=name).state_dict()
+        for root, name in ((BUNDLED_MODEL, "super_res_first"), (tmp_path / "run" / "model", "super_res_1024"))
+    )
+    away = max((first[key] - second[key]).abs().max().item() for key in first)
+    assert 0 < away < 1e-3
+    pipe = UnCLIPPipeline.from_pretrained(tmp_path / "run" / "model")
+    assert pipe.super_res_1024 is not None and pipe.super_res_1024.config["sample_size"] == 1024
+    assert pipe.super_res_1024_scheduler is not None and not changed(tmp_path / "run" / "model", "super_res_first")
 
 
 def test_clip_learns_its_own_tokens_and_stands_alone(photos, tmp_path):

@@ -120,7 +120,8 @@ def _prepared(
         return cls.from_pretrained(folder, subfolder=name) if from_base and (folder / name).is_dir() else None
 
     if network == "upsampler":
-        name = "super_res_first" if settings.size <= 256 else "super_res_1024"
+        from_base = from_base or settings.start == "first"
+        name = "super_res_first" if settings.size <= 256 or settings.start == "first" else "super_res_1024"
         return runs.upsampler(settings, source, base=component(UNet2DModel, name))
     if network == "dvae":
         return runs.dvae(settings, source, base=component(DVAE, "dvae"))

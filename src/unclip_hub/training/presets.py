@@ -147,7 +147,7 @@ _UPSAMPLER: dict[tuple[str, int], dict[str, Any]] = {
         resnet_time_scale_shift="scale_shift",
     ),
     ("tiny", 1024): dict(
-        patch_size=4,
+        patch_size=2,
         block_out_channels=(32, 48, 64),
         layers_per_block=1,
         norm_num_groups=16,

@@ -178,7 +178,10 @@ def dvae(config: settings.Dvae, source: Source, *, base: DVAE | None) -> Run:
 def upsampler(config: settings.Upsampler, source: Source, *, base: UNet2DModel | None) -> Run:
     """An upsampler, on crops of pictures of its full size."""
     torch.manual_seed(config.train.seed)
-    network = chosen(config.start, lambda: new_upsampler(config.preset, size=config.size), base, name="upsampler")
+    start = "base" if config.start == "first" else config.start
+    network = chosen(start, lambda: new_upsampler(config.preset, size=config.size), base, name="upsampler")
+    if config.start == "first":
+        network.register_to_config(sample_size=config.size)
     size = network.config["sample_size"]
     corruptions = {"blur_noise": degradations.blur_and_noise, "blur": degradations.paper_blur, "bsr": None}
     if config.degradation not in corruptions:
@@ -193,7 +196,7 @@ def upsampler(config: settings.Upsampler, source: Source, *, base: UNet2DModel |
     adapted(task, config.lora_rank)
     name, stage = ("super_res_first", "super_res") if size <= 256 else ("super_res_1024", "super_res_1024")
     scheduler = new_scheduler(config.objective, network, clip_sample_range=1.0)
-    others = {f"{stage}_scheduler": scheduler} if config.start == "scratch" else {}
+    others = {} if config.start == "base" else {f"{stage}_scheduler": scheduler}
 
     def draw(batch: UpsamplerBatch) -> list[Tensor]:
         return upsampler_samples(network, batch, copy.deepcopy(scheduler))

@@ -144,7 +144,7 @@ class Upsampler:
     """An upsampler to ``size`` px from a quarter of it."""
 
     preset: str = "tiny"
-    start: str = "scratch"
+    start: str = "scratch"  # or "base"; or "first", from the base's upsampler to 256 px on to a larger ``size``
     size: int = 256
     batch: int = 16
     crop: int = 128  # side of the crops that it is trained on
