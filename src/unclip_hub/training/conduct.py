@@ -111,7 +111,7 @@ def _size(run: Run) -> dict[str, str]:
 
 
 def _starts_from_base(config: Any) -> bool:
-    return getattr(config, "start", "scratch") == "base"
+    return getattr(config, "start", "scratch") != "scratch"
 
 
 def _same_run(path: Path, settings: dict[str, Any]) -> None:
