@@ -25,14 +25,12 @@ lint: $(STAMP)
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 UPSAMPLER := $(BIN)/unclip train upsampler --data scenes:256:1000000:runs/icons.json
-UPSAMPLER_1024 := $(BIN)/unclip train upsampler --data scenes:1024:1000000:runs/icons.json
 DECODER := $(BIN)/unclip train decoder --data scenes:64:1000000:runs/icons.json --config further --base runs/bundled/model
 EXPORT := $(BIN)/python -m unclip_hub.training.bundled --output runs/bundled --stage export
 
 model: $(STAMP) runs/icons.json  ## train the bundled model again, from nothing; interrupted, the same command resumes
 	$(UPSAMPLER) --config tiny --output runs/bundled/upsampler_crops
 	$(UPSAMPLER) --config whole --base runs/bundled/upsampler_crops/model --output runs/bundled/upsampler
-	$(UPSAMPLER_1024) --config tiny1024 --base runs/bundled/upsampler/model --output runs/bundled/upsampler_1024
 	$(BIN)/python -m unclip_hub.training.bundled --output runs/bundled --icons runs/icons.json
 	$(DECODER) --output runs/bundled/decoder_further
 	$(EXPORT)

@@ -73,7 +73,7 @@ class Recipe:
         default_factory=lambda: {
             "prior_num_inference_steps": 12,
             "decoder_num_inference_steps": 12,
-            "super_res_num_inference_steps": 3,
+            "super_res_num_inference_steps": 2,
             "prior_guidance_scale": 1.5,
             "decoder_guidance_scale": 2.0,
             "output_size": 256,
