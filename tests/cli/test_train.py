@@ -81,8 +81,9 @@ def test_a_trained_network_takes_its_place_in_the_base_model(photos, tmp_path, n
 
 
 def test_a_second_upsampler_goes_on_from_the_first(tmp_path):
-    crop = ["--set", "crop=32", "--set", "size=1024", "--set", "start=first", "--set", "train.lr=1e-5"]
-    ran = unclip("upsampler", "--data", "scenes:1024:8", "--output", tmp_path / "run", *QUICK, "--proof-steps", "2", *crop)
+    other = ["--set", "crop=32", "--set", "size=1024", "--set", "start=first", "--set", "train.lr=1e-5"]
+    other += ["--proof-steps", "2"]
+    ran = unclip("upsampler", "--data", "scenes:1024:8", "--output", tmp_path / "run", *QUICK, *other)
     assert ran.exit_code == 0, ran.output
     first, second = (
         UNet2DModel.from_pretrained(root, subfolder=name).state_dict()
