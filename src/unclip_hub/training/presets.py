@@ -138,21 +138,16 @@ _DECODER: dict[str, dict[str, Any]] = {
     ),
 }
 _IMAGE_TOKENS = {"tiny": 16, "karlo": 4, "paper": 4}  # that text_proj makes of an image embedding
+_TINY_UPSAMPLER: dict[str, Any] = dict(  # of both sizes, so that the second can go on from the first
+    patch_size=2,
+    block_out_channels=(32, 48, 64),
+    layers_per_block=1,
+    norm_num_groups=16,
+    resnet_time_scale_shift="scale_shift",
+)
 _UPSAMPLER: dict[tuple[str, int], dict[str, Any]] = {
-    ("tiny", 256): dict(
-        patch_size=2,
-        block_out_channels=(32, 48, 64),
-        layers_per_block=1,
-        norm_num_groups=16,
-        resnet_time_scale_shift="scale_shift",
-    ),
-    ("tiny", 1024): dict(
-        patch_size=2,
-        block_out_channels=(32, 48, 64),
-        layers_per_block=1,
-        norm_num_groups=16,
-        resnet_time_scale_shift="scale_shift",
-    ),
+    ("tiny", 256): _TINY_UPSAMPLER,
+    ("tiny", 1024): _TINY_UPSAMPLER,
     ("karlo", 256): dict(block_out_channels=(320, 640, 960, 1280), layers_per_block=3),
     ("paper", 256): dict(
         block_out_channels=(320, 640, 960, 1280),
