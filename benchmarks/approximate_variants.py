@@ -65,7 +65,7 @@ def variants() -> list[Variant]:
         Variant("prior: without guidance", {"prior_guidance_scale": 1.0}),
         Variant("prior: DPM++ 2M, 6 steps", {"prior_num_inference_steps": 6}, {"prior": SOLVERS["DPM++ 2M"]}),
         Variant("upsampler: 6 steps", {"super_res_num_inference_steps": 6}),
-        Variant("upsampler: 2 steps", {"super_res_num_inference_steps": 2}),
+        Variant("upsampler: 1 step", {"super_res_num_inference_steps": 1}),
         Variant("int8: prior and text encoder", int8=("prior", "text_encoder")),
         Variant("deep features of every 2nd step", reuse=2),
         Variant("deep features of every 3rd step", reuse=3),
