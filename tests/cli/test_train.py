@@ -80,10 +80,14 @@ def test_a_trained_network_takes_its_place_in_the_base_model(photos, tmp_path, n
     assert ("best linear filter" in report) == (network == "decoder")
 
 
-def test_a_second_upsampler_goes_on_from_the_first(tmp_path):
+def test_a_second_upsampler_goes_on_from_the_first(photos, tmp_path):
+    (tmp_path / "large").mkdir()
+    for file in photos.glob("*.png"):
+        Image.open(file).resize((1024, 1024)).save(tmp_path / "large" / file.name)
+        (tmp_path / "large" / f"{file.stem}.txt").write_text("a wall\n")
     other = ["--set", "crop=32", "--set", "size=1024", "--set", "start=first", "--set", "train.lr=1e-5"]
     other += ["--proof-steps", "2"]
-    ran = unclip("upsampler", "--data", "scenes:1024:8", "--output", tmp_path / "run", *QUICK, *other)
+    ran = unclip("upsampler", "--data", tmp_path / "large", "--output", tmp_path / "run", *QUICK, *other)
     assert ran.exit_code == 0, ran.output
     first, second = (
         UNet2DModel.from_pretrained(root, subfolder=name).state_dict()
@@ -94,6 +98,16 @@ def test_a_second_upsampler_goes_on_from_the_first(tmp_path):
     pipe = UnCLIPPipeline.from_pretrained(tmp_path / "run" / "model")
     assert pipe.super_res_1024 is not None and pipe.super_res_1024.config["sample_size"] == 1024
     assert pipe.super_res_1024_scheduler is not None and not changed(tmp_path / "run" / "model", "super_res_first")
+
+
+def test_an_upsampler_learns_from_pictures_that_the_decoder_has_redrawn(photos, tmp_path):
+    whole = ["--set", "crop=256", "--set", "degradation=redrawn", "--set", "start=base", "--set", "train.steps=1"]
+    ran = unclip(
+        "upsampler", "--data", photos, "--output", tmp_path / "run", *QUICK, *whole, "--set", "batch=2", *FEW[:1], "1"
+    )
+    assert ran.exit_code == 0, ran.output
+    assert changed(tmp_path / "run" / "model", "super_res_first")
+    assert not changed(tmp_path / "run" / "model", "decoder")
 
 
 def test_clip_learns_its_own_tokens_and_stands_alone(photos, tmp_path):
@@ -236,6 +250,15 @@ def test_a_dry_run_counts_the_papers_decoder():
         (["prior", "--data", "scenes", "--set", "start=middle"], "start must be 'scratch' or 'base', got 'middle'"),
         (["prior", "--data", "scenes", "--base", "nowhere"], "no model 'nowhere'"),
         (["upsampler", "--data", "scenes:256", "--set", "degradation=rain"], "degradation must be one of blur_noise"),
+        (["upsampler", "--data", "scenes", "--set", "start=here"], "'scratch' or 'base' or 'first', got 'here'"),
+        (
+            ["upsampler", "--data", "scenes:256", "--set", "degradation=redrawn"],
+            "redraws whole pictures: expected a crop of 256, got 128",
+        ),
+        (
+            ["upsampler", "--data", "scenes", "--set", "degradation=redrawn", "--set", "size=1024"],
+            "decoder draws 64 px, expected a quarter of the upsampler's, 256",
+        ),
         (
             ["upsampler", "--data", "scenes:64", "--set", "train.steps=1"],
             "is 64x64, expected edges of at least 256 px",

@@ -3,7 +3,12 @@
 import torch
 from torch.testing import assert_close
 
-from unclip_hub.training.degradations import blur_and_noise, bsr, paper_blur
+from unclip_hub import BUNDLED_MODEL, UnCLIPImageToImagePipeline
+from unclip_hub.data.drawn import SHAPES_ONLY
+from unclip_hub.data.scenes import dataset
+from unclip_hub.data.sprites import build_bank
+from unclip_hub.training.degradations import blur_and_noise, bsr, paper_blur, redrawn
+from unclip_hub.training.world import as_pixels
 
 
 def seeded(seed=0):
@@ -60,3 +65,16 @@ def test_bsr_leaves_a_picture_recognisable_and_never_as_it_was():
     # nothing moves: the gradients' errors to the left and to the right cancel
     shift = (error[:, 1].mean(dim=(0, 1)) * torch.linspace(-1, 1, 12)).mean()
     assert shift.abs() < 0.03
+
+
+def test_a_redrawn_picture_is_the_decoders_in_the_place_of_the_old():
+    scenes = dataset(4, seed=5, scope=SHAPES_ONLY, bank=build_bank(canvases=(64,)), captions=1)
+    low, captions = as_pixels(scenes.pictures), [captions[0] for captions in scenes.captions]
+    pipe = UnCLIPImageToImagePipeline.from_pretrained(BUNDLED_MODEL, prior=None, prior_scheduler=None)
+    pipe.set_progress_bar_config(disable=True)
+    drawn = [redrawn(low, captions, seeded(seed), pipe=pipe) for seed in (0, 0, 1)]
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+    assert drawn[0].shape == low.shape and drawn[0].amin() >= -1 and drawn[0].amax() <= 1
+    error = (drawn[0] - low).square().mean(dim=(1, 2, 3))
+    others = (drawn[0] - low.roll(1, 0)).square().mean(dim=(1, 2, 3))
+    assert (error > 1e-4).all() and (error < others / 4).all()

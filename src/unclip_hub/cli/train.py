@@ -114,15 +114,15 @@ def _prepared(
         )
     if network == "clip":
         return runs.clip(settings, source, tokenizer=_tokenizer(source, settings, output=output))
-    from_base = getattr(settings, "start", "scratch") == "base"  # a Gaussian prior has nothing to start from
+    from_base = getattr(settings, "start", "scratch") != "scratch"  # a Gaussian prior has nothing to start from
 
     def component(cls: Any, name: str) -> Any:
         return cls.from_pretrained(folder, subfolder=name) if from_base and (folder / name).is_dir() else None
 
     if network == "upsampler":
-        from_base = from_base or settings.start == "first"
         name = "super_res_first" if settings.size <= 256 or settings.start == "first" else "super_res_1024"
-        return runs.upsampler(settings, source, base=component(UNet2DModel, name))
+        redraw = _redraw(folder, size=settings.size // 4) if settings.degradation == "redrawn" else None
+        return runs.upsampler(settings, source, base=component(UNet2DModel, name), redraw=redraw)
     if network == "dvae":
         return runs.dvae(settings, source, base=component(DVAE, "dvae"))
     frozen = _frozen(folder)
@@ -166,6 +166,23 @@ def _frozen(folder: Path) -> "Frozen":
     assert encoders.image_encoder is not None
     size: Any = encoders.image_encoder.config.image_size
     return Frozen(encode_text, encode_image, size)
+
+
+def _redraw(folder: Path, *, size: int) -> Any:
+    """The degradation by the decoder of the base model."""
+    from functools import partial
+
+    from unclip_hub.pipelines.image_to_image import UnCLIPImageToImagePipeline
+    from unclip_hub.training.degradations import redrawn
+    from unclip_hub.training.runs import this_process
+
+    unused = dict.fromkeys(("prior", "prior_scheduler", "super_res_first", "super_res_last", "super_res_1024"))
+    pipe = UnCLIPImageToImagePipeline.from_pretrained(folder, **unused)
+    side = pipe.decoder.config["sample_size"]
+    if side != size:
+        raise ValueError(f"the base model's decoder draws {side} px, expected a quarter of the upsampler's, {size}")
+    pipe.set_progress_bar_config(disable=True)
+    return partial(redrawn, pipe=pipe.to(this_process().device))
 
 
 def _tokenizer(source: Any, settings: Any, *, output: Path) -> Any:

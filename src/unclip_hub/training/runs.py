@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -175,21 +176,35 @@ def dvae(config: settings.Dvae, source: Source, *, base: DVAE | None) -> Run:
     return Run(task, batches, prepare, {"dvae": network}, draw=draw, learnable=learnable)
 
 
-def upsampler(config: settings.Upsampler, source: Source, *, base: UNet2DModel | None) -> Run:
-    """An upsampler, on crops of pictures of its full size."""
+def upsampler(
+    config: settings.Upsampler,
+    source: Source,
+    *,
+    base: UNet2DModel | None,
+    redraw: Callable[[Tensor, list[str], torch.Generator], Tensor] | None = None,
+) -> Run:
+    """An upsampler, on crops of pictures of its full size; ``redraw`` is the degradation of that name."""
     torch.manual_seed(config.train.seed)
-    start = "base" if config.start == "first" else config.start
-    network = chosen(start, lambda: new_upsampler(config.preset, size=config.size), base, name="upsampler")
+    fresh, starts = partial(new_upsampler, config.preset, size=config.size), ("scratch", "base", "first")
+    network = chosen(config.start, fresh, base, name="upsampler", starts=starts)
     if config.start == "first":
         network.register_to_config(sample_size=config.size)
     size = network.config["sample_size"]
-    corruptions = {"blur_noise": degradations.blur_and_noise, "blur": degradations.paper_blur, "bsr": None}
+    corruptions = {
+        "blur_noise": degradations.blur_and_noise, "blur": degradations.paper_blur, "bsr": None, "redrawn": None
+    }  # fmt: skip
     if config.degradation not in corruptions:
         raise ValueError(f"degradation must be one of {', '.join(corruptions)}, got {config.degradation!r}")
-    worn = config.degradation == "bsr"  # which makes the small picture from the large one
+    if config.degradation == "redrawn" and config.crop != size:
+        raise ValueError(f"a decoder redraws whole pictures: expected a crop of {size}, got {config.crop}")
 
     def prepare(raw: CaptionedBatch, generator: torch.Generator) -> UpsamplerBatch:
-        return random_crops(raw.pixels, generator, size=config.crop, shrink=degradations.bsr if worn else None)
+        shrink = degradations.bsr if config.degradation == "bsr" else None
+        batch = random_crops(raw.pixels, generator, size=config.crop, shrink=shrink)
+        if config.degradation == "redrawn":
+            assert redraw is not None
+            batch.low = redraw(batch.low, raw.captions, generator)
+        return batch
 
     batches = raw_batches(source, batch=config.batch, size=size, seed=config.train.seed, workers=config.train.workers)
     task = UpsamplerTask(network, corrupt=corruptions[config.degradation], objective=config.objective)
@@ -204,14 +219,16 @@ def upsampler(config: settings.Upsampler, source: Source, *, base: UNet2DModel |
     return Run(task, batches, prepare, {name: network}, others, draw=draw)
 
 
-def chosen(start: str, fresh: Callable[[], Any], base: Any, *, name: str) -> Any:
+def chosen(
+    start: str, fresh: Callable[[], Any], base: Any, *, name: str, starts: tuple[str, ...] = ("scratch", "base")
+) -> Any:
     """A new network, or the base's."""
+    if start not in starts:
+        raise ValueError(f"start must be {' or '.join(map(repr, starts))}, got {start!r}")
     if start == "scratch":
         return fresh()
-    if start != "base":
-        raise ValueError(f"start must be 'scratch' or 'base', got {start!r}")
     if base is None:
-        raise ValueError(f"start is 'base', but the base model has no {name}")
+        raise ValueError(f"start is {start!r}, but the base model has no {name}")
     return base
 
 

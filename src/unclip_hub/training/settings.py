@@ -148,7 +148,8 @@ class Upsampler:
     size: int = 256
     batch: int = 16
     crop: int = 128  # side of the crops that it is trained on
-    degradation: str = "blur_noise"  # of the small picture; or "blur" (the paper's to 256 px), "bsr" (to 1024 px)
+    # of the small picture; or "blur" (the paper's to 256 px), "bsr" (to 1024 px), "redrawn" (by the base's decoder)
+    degradation: str = "blur_noise"
     lora_rank: int = 0
     objective: Objective = field(default_factory=Objective)
     train: TrainConfig = field(default_factory=lambda: _watched(steps=1_500, lr=1e-3, ema=0.995))
