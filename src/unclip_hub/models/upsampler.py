@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 
+import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.loaders.peft import PeftAdapterMixin
@@ -111,6 +112,7 @@ class UNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         self.patch_size = patch_size
         self.coordinates = coordinates
         self.multiple = patch_size * 2 ** (levels - 1)
+        self.narrow = block_out_channels[0] <= 64  # then channels-last is 1.3 times as fast on a CPU; wider, not
 
         self.conv_in = nn.Conv2d(in_channels * patch_size**2 + 2 * coordinates, block_out_channels[0], 3, padding=1)
         self.time_proj = Timesteps(block_out_channels[0], flip_sin_to_cos, freq_shift)
@@ -152,10 +154,13 @@ class UNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         check_sample(sample, channels=self.in_channels, multiple=self.multiple)
         timesteps = expand_timestep(timestep, batch_size=sample.shape[0], device=sample.device)
         time = self.time_embedding(self.time_proj(timesteps).to(sample.dtype))  # (b, t)
-        hidden_states = self.conv_in(patchify(sample, patch_size=self.patch_size, coordinates=self.coordinates))
+        patches = patchify(sample, patch_size=self.patch_size, coordinates=self.coordinates)
+        if self.narrow and patches.device.type == "cpu":
+            patches = patches.contiguous(memory_format=torch.channels_last)
+        hidden_states = self.conv_in(patches)
         hidden_states = run_blocks(
             self.down_blocks, self.mid_block, self.up_blocks, hidden_states=hidden_states, time=F.silu(time)
         )  # (b, c0, h/p, w/p)
         hidden_states = self.conv_out(F.silu(self.conv_norm_out(hidden_states)))
-        sample = unpatchify(hidden_states, patch_size=self.patch_size)  # (b, k, h, w)
+        sample = unpatchify(hidden_states, patch_size=self.patch_size).contiguous()  # (b, k, h, w)
         return UNet2DOutput(sample=sample) if return_dict else (sample,)

@@ -44,9 +44,7 @@ class UpsamplerTask:
         noised = self.objective.noised(batch.pixels, generator)
         low = batch.low if self.corrupt is None else self.corrupt(batch.low, generator)
         low = resize(low, batch.pixels.shape[-2:])
-        sample = torch.cat([noised.x_t, low], dim=1)
-        sample = sample.contiguous(memory_format=torch.channels_last)  # on a CPU 1.4 times as fast
-        output = self.modules["upsampler"](sample, noised.t).sample.float()
+        output = self.modules["upsampler"](torch.cat([noised.x_t, low], dim=1), noised.t).sample.float()
         losses, x0_error = self.objective.losses(output, batch.pixels, noised)
         return losses.mean(), {"x0": x0_error.mean().item()}
 
