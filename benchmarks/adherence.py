@@ -146,6 +146,11 @@ def variants(pipe: UnCLIPPipeline, pictures: np.ndarray) -> dict[str, Change]:
     def worded(change: Callable[[str], str]) -> Change:
         return lambda texts, at: {"prompt": [change(text) for text in texts]}
 
+    numbers = {
+        "prior guidance": ("prior_guidance_scale", (1.0, 1.5, 3.0)),
+        "decoder guidance": ("decoder_guidance_scale", (1.0, 1.5, 2.0, 3.0, 5.0)),
+        "decoder steps": ("decoder_num_inference_steps", (4, 8, 12, 25)),
+    }
     return {
         "the defaults": fixed(),
         "captions in capitals": worded(str.upper),
@@ -153,9 +158,12 @@ def variants(pipe: UnCLIPPipeline, pictures: np.ndarray) -> dict[str, Change]:
         "no prior: the text embedding, as long as a picture's": no_prior,
         "the true picture's embedding": true_embeds,
         "prior, best of 2": fixed(num_prior_samples=2),
-        **{f"prior guidance {scale:g}": fixed(prior_guidance_scale=scale) for scale in (1.0, 1.5, 3.0)},
-        **{f"decoder guidance {scale:g}": fixed(decoder_guidance_scale=scale) for scale in (1.0, 2.0, 3.0, 5.0)},
-        **{f"decoder steps {steps}": fixed(decoder_num_inference_steps=steps) for steps in (4, 8, 12, 25)},
+        **{
+            f"{name} {value:g}": fixed(**{option: value})
+            for name, (option, values) in numbers.items()
+            for value in values
+            if value != pipe.config["sampling_defaults"].get(option)
+        },
     }
 
 

@@ -4,12 +4,12 @@ python benchmarks/performance_page.py
 """
 
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
+from markers import fill, head, line
 
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -20,71 +20,66 @@ Result = Mapping[str, Any]
 @click.option("--results", type=click.Path(path_type=Path), default=DOCS / "performance.json", show_default=False)
 @click.option("--page", type=click.Path(path_type=Path), default=DOCS / "performance.md", show_default=False)
 def main(results, page) -> None:
-    held, text = json.loads(results.read_text()), page.read_text()
+    held = json.loads(results.read_text())
     for section, table in TABLES.items():
-        marked = re.compile(rf"(<!-- begin: {section} -->\n).*?(<!-- end: {section} -->)", re.DOTALL)
-        if not marked.search(text):
-            raise click.ClickException(f"{page} must hold the markers <!-- begin: {section} --> and end")
-        made = "\n".join(line for key, result in held.get(section, {}).items() for line in _part(key, result, table))
-        body = f"{made}\n" if made else "Not measured yet.\n"
-        text = marked.sub(lambda found, body=body: found[1] + body + found[2], text)
-    page.write_text(text)
+        made = "\n".join(text for key, result in held.get(section, {}).items() for text in _part(key, result, table))
+        fill(page, section, made or "Not measured yet.")
 
 
 def sampling(result: Result) -> Iterator[str]:
-    yield from _head("", "seconds", "a step", "once a call", "times faster", "largest difference", "rms")
+    yield from head("", "seconds", "a step", "once a call", "times faster", "largest difference", "rms")
     for stage, row in result["rows"].items():
         target = row.get("extrapolated to")
-        yield _row(f"**{stage}**" + (f", {row['steps']} steps, extrapolated to {target}" if target else ""), *[""] * 6)
+        yield line(f"**{stage}**" + (f", {row['steps']} steps, extrapolated to {target}" if target else ""), *[""] * 6)
         for name, one in row.items():
             if not isinstance(one, dict) or "seconds" not in one:
                 continue
             off = one.get("difference", {})
             parts = (_middle(one.get(part)) for part in ("seconds", "step", "once a call"))
-            yield _row(name, *parts, _ratio(one.get("times faster")), off.get("max", ""), off.get("rms", ""))
+            yield line(name, *parts, _ratio(one.get("times faster")), off.get("max", ""), off.get("rms", ""))
         for name, reason in row.get("failed", {}).items():
-            yield _row(f"{name}: fails ({reason})", *[""] * 6)
+            yield line(f"{name}: fails ({reason})", *[""] * 6)
 
 
 def memory(result: Result) -> Iterator[str]:
-    yield from _head("MiB", "contender", "most", "beyond the loaded weights")
+    yield from head("MiB", "contender", "most", "beyond the loaded weights")
     for stage, row in result["rows"].items():
         for name, one in row.items():
             found = (
                 (one["failed"], "") if "failed" in one else (f"{one[k]:.0f}" for k in ("most", "beyond the weights"))
             )
-            yield _row(stage, name, *found)
+            yield line(stage, name, *found)
 
 
 def first_picture(result: Result) -> Iterator[str]:
-    yield from _head("seconds", "import", "load", "generate", "all, with Python's start")
+    yield from head("seconds", "import", "load", "generate", "all, with Python's start")
     for name, one in result["rows"].items():
         if isinstance(one, str):
-            yield _row(name, f"fails: {one[:120]}", "", "", "")
+            yield line(name, f"fails: {one[:120]}", "", "", "")
         else:
-            yield _row(name, *(_middle(one[part]) for part in ("import", "load", "generate", "all")))
+            yield line(name, *(_middle(one[part]) for part in ("import", "load", "generate", "all")))
 
 
 def scaling(result: Result) -> Iterator[str]:
     rates = ", ".join(f"{kind} {rate}" for kind, rate in result["GFLOP/s"].items())
     yield f"GFLOP/s of this run: {rates}."
     yield ""
-    yield from _head("", "at", "seconds", "GFLOP", "floor, seconds", "times the floor")
+    yield from head("", "at", "seconds", "GFLOP", "floor, seconds", "times the floor")
     for name, rows in result["curves"].items():
         for row in rows:
             over = row["seconds"]["median"] / row["floor"]
-            yield _row(name, row["at"], _middle(row["seconds"]), row["GFLOP"], f"{row['floor']:.3g}", f"{over:.1f}")
+            yield line(name, row["at"], _middle(row["seconds"]), row["GFLOP"], f"{row['floor']:.3g}", f"{over:.1f}")
 
 
 def approximations(result: Result) -> Iterator[str]:
     yield f"{result['captions']} held-out captions in batches of {result['batch']}."
     yield ""
-    yield from _head(
+    yield from head(
         "", "seconds a picture", "times faster", "adherence", "points lost", "kernel distance x 1000", "Pareto"
     )
     for row in result["rows"]:
         rate, cost = row["adherence"], row["points lost"]
-        yield _row(
+        yield line(
             row["name"],
             _middle(row["seconds a picture"]),
             _ratio(row["times faster"]),
@@ -94,7 +89,7 @@ def approximations(result: Result) -> Iterator[str]:
             "**knee**" if row["knee"] else "yes" if row["pareto"] else "",
         )
     for name, reason in result["not measured"].items():
-        yield _row(name, f"not measured: {reason}", *[""] * 5)
+        yield line(name, f"not measured: {reason}", *[""] * 5)
 
 
 TABLES: dict[str, Callable[[Result], Iterator[str]]] = {
@@ -115,15 +110,6 @@ def _part(key: str, result: Result, table: Callable[[Result], Iterator[str]]) ->
     yield ""
     yield from table(result)
     yield ""
-
-
-def _head(*names: str) -> Iterator[str]:
-    yield _row(*names)
-    yield "|---" * len(names) + "|"
-
-
-def _row(*cells: Any) -> str:
-    return "| " + " | ".join(str(cell).replace("|", "/") for cell in cells) + " |"
 
 
 def _middle(found: Mapping[str, float] | None) -> str:

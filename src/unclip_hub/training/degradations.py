@@ -4,7 +4,7 @@ import io
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,10 +14,6 @@ from PIL import Image
 from torch import Tensor
 
 from unclip_hub.images import to_pil
-
-
-if TYPE_CHECKING:
-    from unclip_hub.pipelines.image_to_image import UnCLIPImageToImagePipeline
 
 
 KERNEL = 21  # pixels of the large picture
@@ -61,10 +57,10 @@ def redrawn(
     captions: list[str],
     generator: torch.Generator,
     *,
-    pipe: "UnCLIPImageToImagePipeline",
+    pipe: Callable[..., Any],
     steps: int = 6,
 ) -> Float[Tensor, "b 3 h w"]:
-    """Small pictures in [-1, 1] as the decoder of ``pipe`` would have drawn them: with its mistakes, in their places.
+    """Small pictures in [-1, 1] as the decoder of an image-to-image ``pipe`` draws them: with its mistakes, in place.
 
     They are noised 1 to 4 sixths of the way and denoised from their own captions and image embeddings (SDEdit,
     arXiv:2108.01073), so that the upsampler learns to mend what this decoder does wrong; ``low`` is of its size.
@@ -81,7 +77,6 @@ def redrawn(
         output_type="pt",
         output_size=low.shape[-1],
     ).images
-    assert isinstance(drawn, Tensor)
     return drawn.to(low) * 2 - 1
 
 
