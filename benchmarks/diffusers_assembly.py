@@ -31,7 +31,7 @@ CLASSES = {
     "decoder": UNet2DConditionModel,
     "super_res_first": UNet2DModel,
 }
-OURS_ALONE = ("patch_size", "coordinates", "_use_default_values")  # keys of configurations
+OURS_ALONE = ("patch_size", "coordinates", "residual", "_use_default_values")  # keys of configurations
 
 
 class Ticking(UnCLIPScheduler):
@@ -60,7 +60,7 @@ class Ticking(UnCLIPScheduler):
 
 
 class Folded(nn.Module):
-    """A network of diffusers behind the folding of pixels into channels that the bundled model's have.
+    """A network of diffusers behind what the bundled model's have around it: pixels folded into channels, a residual.
 
     diffusers' pipeline also wants the decoder to predict a variance: it is given the one that means "the least", which
     is the variance that the bundled model is sampled with.
@@ -86,6 +86,8 @@ class Folded(nn.Module):
     def forward(self, sample: Tensor, timestep: Tensor, **condition: Tensor) -> Any:
         x = patchify(sample, patch_size=self.folded, coordinates=self.coordinates)
         out = unpatchify(self.network(x, timestep, **condition).sample, patch_size=self.folded)
+        if self.config.get("residual"):
+            out = out + sample[:, -out.shape[1] :]
         if condition:
             return UNet2DConditionOutput(sample=torch.cat([out, torch.full_like(out, -1)], dim=1))
         return UNet2DOutput(sample=out)

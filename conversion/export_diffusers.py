@@ -29,7 +29,7 @@ PIPELINES = {
 }
 _CLASSES = ("PriorTransformer", "UNet2DConditionModel", "UNet2DModel", "UnCLIPScheduler", "UnCLIPTextProjModel")
 # keys of our networks, at what leaves diffusers' network
-_OURS = {"patch_size": 1, "coordinates": False, "self_conditioning": False}
+_OURS = {"patch_size": 1, "coordinates": False, "residual": False, "self_conditioning": False}
 _SCHEDULER = (
     "_class_name", "_diffusers_version", "num_train_timesteps", "variance_type", "clip_sample", "clip_sample_range",
     "prediction_type", "beta_schedule",

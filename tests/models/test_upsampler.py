@@ -7,6 +7,7 @@ from diffusers.models.unets.unet_2d import UNet2DModel as Theirs
 from models.configs import BY_NAME, UPSAMPLER_KARLO, refuses
 
 from unclip_hub.models.upsampler import UNet2DModel
+from unclip_hub.training.presets import new_upsampler
 
 
 KARLO = BY_NAME["upsampler-karlo"]
@@ -15,7 +16,7 @@ KARLO = BY_NAME["upsampler-karlo"]
 def test_has_diffusers_keys_with_diffusers_defaults():
     ours = {k: v.default for k, v in inspect.signature(UNet2DModel.__init__).parameters.items()}
     theirs = {k: v.default for k, v in inspect.signature(Theirs.__init__).parameters.items()}
-    assert ours.pop("patch_size") == 1 and ours.pop("coordinates") is False
+    assert ours.pop("patch_size") == 1 and ours.pop("coordinates") is False and ours.pop("residual") is False
     for key in ("down_block_types", "up_block_types", "add_attention"):  # diffusers' defaults have attention
         del ours[key], theirs[key]
     assert ours == theirs
@@ -73,3 +74,17 @@ def test_patches_and_coordinates(tmp_path: Path):
     assert expected.shape == (2, 3, 16, 32)
     model.save_pretrained(tmp_path)
     torch.testing.assert_close(UNet2DModel.from_pretrained(tmp_path)(sample, 3).sample, expected)
+
+
+def test_a_residual_one_adds_to_the_upscaled_picture(tmp_path: Path):
+    plain, residual = (UNet2DModel(**(UPSAMPLER_KARLO | dict(residual=value))) for value in (False, True))
+    residual.load_state_dict(plain.state_dict())
+    sample = torch.randn(2, 6, 16, 32)
+    torch.testing.assert_close(residual(sample, 3).sample, plain(sample, 3).sample + sample[:, 3:])
+    residual.save_pretrained(tmp_path)
+    torch.testing.assert_close(UNet2DModel.from_pretrained(tmp_path)(sample, 3).sample, residual(sample, 3).sample)
+
+
+def test_a_new_residual_one_begins_as_the_upscaled_picture():
+    sample = torch.randn(1, 6, 32, 32)
+    torch.testing.assert_close(new_upsampler("tiny")(sample, 3).sample, sample[:, 3:])

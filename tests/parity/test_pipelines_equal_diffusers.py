@@ -10,7 +10,7 @@ from unclip_hub import UnCLIPImageVariationPipeline, UnCLIPPipeline
 
 
 STEPS = {"decoder_num_inference_steps": 5, "super_res_num_inference_steps": 3}
-LEFT_OUT = ("patch_size", "coordinates", "_use_default_values")  # keys of ours; and the defaults are not the same
+LEFT_OUT = ("patch_size", "coordinates", "residual", "_use_default_values")  # keys of ours; other defaults
 CAPTIONS = ["two green cats at night", "a house!! and a red circle"]
 
 

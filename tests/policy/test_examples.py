@@ -2,11 +2,13 @@
 
 import ast
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 import unclip_hub
 
@@ -34,8 +36,9 @@ def run(example: Path, arguments: list[str], folder: Path) -> None:
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
-def test_example_explains_itself(example, tmp_path):
-    run(example, ["--help"], tmp_path)
+def test_example_explains_itself(example):
+    ran = CliRunner().invoke(runpy.run_path(str(example))["main"], ["--help"])
+    assert ran.exit_code == 0 and "--output" in ran.output, ran.output
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)

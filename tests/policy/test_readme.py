@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
 import unclip_hub
 from unclip_hub.cli import main
@@ -18,7 +19,6 @@ from unclip_hub.cli import main
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
-UNCLIP = [sys.executable, "-c", "from unclip_hub.cli import main; main(prog_name='unclip')"]
 PLAIN = {"source .venv/bin/activate"}
 needs_model = pytest.mark.skipif(
     not Path(unclip_hub.BUNDLED_MODEL, "model_index.json").exists(), reason="the bundled model is not in this checkout"
@@ -63,12 +63,15 @@ def test_make_target_exists(command):
 
 @needs_model
 @pytest.mark.parametrize("block", [body for language, body in BLOCKS if language == "bash" and "unclip " in body])
-def test_commands_run_and_write_what_they_say(block, tmp_path):
-    """Those of a block one after the other, in one folder."""
+def test_commands_run_and_write_what_they_say(block, tmp_path, monkeypatch):
+    """Those of a block one after the other, in one folder and one process."""
+    monkeypatch.chdir(tmp_path)
     for line in block.splitlines():
         arguments = shlex.split(line)[1:]
-        printed = run([*UNCLIP, *arguments], tmp_path).split("\n")[:-1]
+        ran = CliRunner().invoke(main, arguments)
+        assert ran.exit_code == 0, ran.output
         if "--output" in arguments:
+            printed = ran.stdout.split("\n")[:-1]
             assert printed and all((tmp_path / name).is_file() for name in printed)
 
 

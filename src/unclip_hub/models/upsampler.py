@@ -52,11 +52,13 @@ class UNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
     then without meaning, there as here); every other key of diffusers' is accepted with the value Karlo's family has.
     `layers_per_block` may be given per level.
 
-    Two keys are ours, and their defaults leave diffusers' network:
+    Three keys are ours, and their defaults leave diffusers' network:
         patch_size: space to depth before `conv_in`, depth to space after `conv_out`. `in_channels` and `out_channels`
             keep counting image channels.
         coordinates: two more input channels of `conv_in`, after the patched ones: the x and the y of each patch's
             centre, in (-1, 1).
+        residual: what comes out is added to the last `out_channels` of the input, the upscaled low-resolution image:
+            for a network that predicts the image (prediction type "sample"), and then only what that one lacks.
 
     Raises:
         ValueError: a configuration outside this family (the message names the key), or block types that are no U-Net.
@@ -100,6 +102,7 @@ class UNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         num_train_timesteps: int | None = None,
         patch_size: int = 1,
         coordinates: bool = False,
+        residual: bool = False,
     ):
         super().__init__()
         check_family(self.config, "UNet2DModel", _FIXED)
@@ -111,6 +114,7 @@ class UNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         self.in_channels = in_channels
         self.patch_size = patch_size
         self.coordinates = coordinates
+        self.residual = residual
         self.multiple = patch_size * 2 ** (levels - 1)
         self.narrow = block_out_channels[0] <= 64  # then channels-last is 1.3 times as fast on a CPU; wider, not
 
@@ -162,5 +166,7 @@ class UNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             self.down_blocks, self.mid_block, self.up_blocks, hidden_states=hidden_states, time=F.silu(time)
         )  # (b, c0, h/p, w/p)
         hidden_states = self.conv_out(F.silu(self.conv_norm_out(hidden_states)))
-        sample = unpatchify(hidden_states, patch_size=self.patch_size).contiguous()  # (b, k, h, w)
-        return UNet2DOutput(sample=sample) if return_dict else (sample,)
+        output = unpatchify(hidden_states, patch_size=self.patch_size).contiguous()  # (b, k, h, w)
+        if self.residual:
+            output = output + sample[:, -output.shape[1] :]
+        return UNet2DOutput(sample=output) if return_dict else (output,)

@@ -5,6 +5,7 @@ Under ``torch.device("meta")`` they take no memory, so that a training can be tr
 
 from typing import Any
 
+from torch import nn
 from transformers import (
     CLIPTextConfig,
     CLIPTextModelWithProjection,
@@ -140,6 +141,7 @@ _DECODER: dict[str, dict[str, Any]] = {
 _IMAGE_TOKENS = {"tiny": 16, "karlo": 4, "paper": 4}  # that text_proj makes of an image embedding
 _TINY_UPSAMPLER: dict[str, Any] = dict(  # of both sizes, so that the second can go on from the first
     patch_size=2,
+    residual=True,
     block_out_channels=(32, 48, 64),
     layers_per_block=1,
     norm_num_groups=16,
@@ -243,7 +245,11 @@ def new_upsampler(preset: str, *, size: int = 256) -> UNet2DModel:
     blocks = dict(
         down_block_types=("ResnetDownsampleBlock2D",) * levels, up_block_types=("ResnetUpsampleBlock2D",) * levels
     )
-    return UNet2DModel(sample_size=size, in_channels=6, out_channels=3, **blocks, **config)
+    upsampler = UNet2DModel(sample_size=size, in_channels=6, out_channels=3, **blocks, **config)
+    if upsampler.residual:  # it begins as the upscaled picture
+        for parameter in upsampler.conv_out.parameters():
+            nn.init.zeros_(parameter)
+    return upsampler
 
 
 def new_dvae(preset: str) -> DVAE:
