@@ -24,17 +24,23 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-UPSAMPLER := $(BIN)/unclip train upsampler --data scenes:256:1000000:runs/icons.json
-DECODER := $(BIN)/unclip train decoder --data scenes:64:1000000:runs/icons.json --config further --base runs/bundled/model
+SCENES := 1000000:runs/icons.json
+UPSAMPLER := $(BIN)/unclip train upsampler --data scenes:256:$(SCENES)
+DECODER := $(BIN)/unclip train decoder --data scenes:64:$(SCENES) --config further --base runs/bundled/model
 EXPORT := $(BIN)/python -m unclip_hub.training.bundled --output runs/bundled --stage export
 
 model: $(STAMP) runs/icons.json  ## train the bundled model again, from nothing; interrupted, the same command resumes
 	$(UPSAMPLER) --config tiny --output runs/bundled/upsampler_crops
-	$(UPSAMPLER) --config whole --base runs/bundled/upsampler_crops/model --output runs/bundled/upsampler
+	$(UPSAMPLER) --config further --base runs/bundled/upsampler_crops/model --output runs/bundled/upsampler_further
+	$(BIN)/unclip train upsampler --data scenes:1024:$(SCENES) --config tiny1024 --base runs/bundled/upsampler_further/model --output runs/bundled/upsampler_1024
 	$(BIN)/python -m unclip_hub.training.bundled --output runs/bundled --icons runs/icons.json
 	$(DECODER) --output runs/bundled/decoder_further
 	$(EXPORT)
 	$(DECODER) --output runs/bundled/decoder_further_2 --set train.seed=1 --set train.steps=2800
+	$(EXPORT)
+	$(DECODER) --output runs/bundled/decoder_further_3 --set train.seed=2 --set train.steps=1900
+	$(EXPORT)
+	$(UPSAMPLER) --config redrawn --base runs/bundled/model --output runs/bundled/upsampler
 	$(EXPORT)
 	rm -rf src/unclip_hub/assets/bundled && cp -r runs/bundled/model src/unclip_hub/assets/bundled
 

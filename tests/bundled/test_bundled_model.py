@@ -90,6 +90,21 @@ def test_pictures_show_what_the_captions_say(pipe):
     assert right["background"] >= 11 and right["colour"] >= 10 and right["object"] >= 8, right
 
 
+def test_at_1024_px_it_is_the_same_picture_with_sharper_edges(pipe):
+    options = FEW | {"output_type": "pt"}
+    picture, large = (
+        pipe(
+            "a large red square on white", generator=torch.Generator().manual_seed(7), output_size=size, **options
+        ).images
+        for size in (256, 1024)
+    )
+    assert large.shape == (1, 3, 1024, 1024)
+    assert (torch.nn.functional.avg_pool2d(large, 4) - picture).abs().mean() < 0.01
+    smooth = torch.nn.functional.interpolate(picture, scale_factor=4, mode="bicubic")
+    steepest = [images.diff(dim=-1).abs().flatten().topk(2000).values.mean() for images in (large, smooth)]
+    assert steepest[0] > 1.5 * steepest[1], steepest
+
+
 if __name__ == "__main__":
     recorded = {name: [round(float(x), 5) for x in values] for name, values in stages(load()).items()}
     GOLDEN.write_text(json.dumps(recorded, indent=1) + "\n")

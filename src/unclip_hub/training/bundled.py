@@ -48,7 +48,9 @@ from unclip_hub.training.world import clip_batch, draw_world, text_batch
 PRESET = "tiny"
 CELLS = 8  # of the grid on which CLIP's probes name what stands there, the patches of its image encoder
 STAGES = ("clip", "text", "decoder", "decoder_text", "prior", "export")
-DECODERS = ("decoder_further_2", "decoder_further", "decoder_text")  # the export takes the first that there is
+# the export takes the first that there is
+DECODERS = ("decoder_further_3", "decoder_further_2", "decoder_further", "decoder_text")
+UPSAMPLERS = ("upsampler", "upsampler_further")
 
 
 @dataclass(frozen=True)
@@ -213,7 +215,7 @@ class Build:
     def export(self) -> None:
         """All stages as a folder that ``UnCLIPPipeline.from_pretrained`` opens: ``OUTPUT/model``, fp16 on disk."""
         folder, recipe = self.output / "model", self.recipe
-        decoder_stage = next((name for name in DECODERS if (self.output / name / "ema.pt").exists()), DECODERS[-1])
+        decoder_stage, upsampler_stage = self._last_of(DECODERS), self._last_of(UPSAMPLERS)
         decoder, text_proj = new_decoder(PRESET, block_out_channels=recipe.decoder_widths)
         models = {
             "text_encoder": self.text_encoder(),
@@ -221,7 +223,7 @@ class Build:
             "prior": _frozen(new_prior(PRESET), self._averaged("prior", "prior")),
             "decoder": _frozen(decoder, self._averaged(decoder_stage, "decoder")),
             "text_proj": _frozen(text_proj, self._averaged(decoder_stage, "text_proj")),
-            "super_res_first": _frozen(new_upsampler(PRESET), self._averaged("upsampler", "upsampler")),
+            "super_res_first": _frozen(new_upsampler(PRESET), self._averaged(upsampler_stage, "upsampler")),
         }
         schedulers = {
             "prior_scheduler": new_scheduler(clip_sample_range=5.0),
@@ -296,6 +298,9 @@ class Build:
             captions = self.world.captions_of(some, np.random.default_rng(8))
             train_tokenizer(captions, context_length=context_length(PRESET)).save_pretrained(folder)
         return CLIPTokenizer.from_pretrained(folder)
+
+    def _last_of(self, stages: tuple[str, ...]) -> str:
+        return next((stage for stage in stages if (self.output / stage / "ema.pt").exists()), stages[-1])
 
     def _averaged(self, stage: str, module: str) -> dict[str, Tensor]:
         path = self.output / stage / "ema.pt"
