@@ -85,7 +85,7 @@ def approximations(result: Result) -> Iterator[str]:
             _ratio(row["times faster"]),
             f"{rate['rate']:.3f} [{rate['low']:.3f}, {rate['high']:.3f}]",
             f"{cost['points']:.1f} [{cost['low']:.1f}, {cost['high']:.1f}]",
-            row["kernel distance"],
+            "{} ± {}".format(*row["kernel distance"]) if row["kernel distance"] else "",
             "**knee**" if row["knee"] else "yes" if row["pareto"] else "",
         )
     for name, reason in result["not measured"].items():

@@ -25,7 +25,7 @@ from unclip_hub.models.checks import (
 )
 from unclip_hub.models.loading import ModelMixin
 from unclip_hub.models.step_cache import StepCache
-from unclip_hub.models.unet import ADMAttention, ResnetBlock, make_blocks, patchify, run_blocks, unpatchify
+from unclip_hub.models.unet import ADMAttention, ResnetBlock, laid_out, make_blocks, patchify, run_blocks, unpatchify
 
 
 _UP_OF_DOWN = {
@@ -241,7 +241,8 @@ class UNet2DConditionModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterM
         if class_labels is not None:
             time = time + class_labels.to(time.dtype)
 
-        hidden_states = self.conv_in(patchify(sample, patch_size=self.patch_size, coordinates=self.coordinates))
+        patches = patchify(sample, patch_size=self.patch_size, coordinates=self.coordinates)
+        hidden_states = self.conv_in(laid_out(patches, channels=self.config["block_out_channels"][0]))
         hidden_states = run_blocks(
             self.down_blocks,
             self.mid_block,
@@ -251,7 +252,7 @@ class UNet2DConditionModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterM
             contexts=contexts,
         )  # (b, c0, h/p, w/p)
         hidden_states = self.conv_out(F.silu(self.conv_norm_out(hidden_states)))
-        sample = unpatchify(hidden_states, patch_size=self.patch_size)  # (b, k, h, w)
+        sample = unpatchify(hidden_states, patch_size=self.patch_size).contiguous()  # (b, k, h, w)
         return UNet2DConditionOutput(sample=sample) if return_dict else (sample,)
 
     def _check_class_labels(self, class_labels: Tensor | None, captions: int) -> None:
