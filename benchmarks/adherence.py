@@ -64,14 +64,16 @@ def main(model, count, batch, seed, icons, cache, ablations, only, output) -> No
         for name, change in chosen.items():
             small, _ = sample(pipe, judges.held_out, change, batch=batch, seed=seed, upsampled=False)
             facts["ablations"][name] = judges.verdict(small, None, name=name)
+            if output:  # each when it is done: an hour of them should survive an interruption
+                output.write_text(json.dumps(facts, indent=1) + "\n")
     else:
         started = time.perf_counter()
         small, large = sample(pipe, judges.held_out, lambda texts, at: {}, batch=batch, seed=seed, upsampled=True)
         facts["seconds_per_picture"] = round((time.perf_counter() - started) / count, 3)
         facts["threads"] = torch.get_num_threads()
         facts |= judges.verdict(small, large, name=SHOWN)
-    if output:
-        output.write_text(json.dumps(facts, indent=1) + "\n")
+        if output:
+            output.write_text(json.dumps(facts, indent=1) + "\n")
 
 
 class Judges:
@@ -153,11 +155,11 @@ def variants(pipe: UnCLIPPipeline, pictures: np.ndarray) -> dict[str, Change]:
     }
     return {
         "the defaults": fixed(),
-        "captions in capitals": worded(str.upper),
-        "captions without articles": worded(lambda text: re.sub(r"\b(an?|the|one) ", "", text)),
         "no prior: the text embedding, as long as a picture's": no_prior,
         "the true picture's embedding": true_embeds,
         "prior, best of 2": fixed(num_prior_samples=2),
+        "captions in capitals": worded(str.upper),
+        "captions without articles": worded(lambda text: re.sub(r"\b(an?|the|one) ", "", text)),
         **{
             f"{name} {value:g}": fixed(**{option: value})
             for name, (option, values) in numbers.items()
