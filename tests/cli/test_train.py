@@ -263,10 +263,7 @@ def test_a_dry_run_counts_the_papers_decoder():
             ["upsampler", "--data", "scenes:64", "--set", "train.steps=1"],
             "is 64x64, expected edges of at least 256 px",
         ),
-        (
-            ["upsampler", "--data", "scenes", "--set", "size=1024", "--set", "start=base"],
-            "the base model has no upsampler",
-        ),
+        (["dvae", "--data", "scenes", "--set", "start=base"], "start is 'base', but the base model has no dvae"),
     ],
 )
 def test_what_cannot_be_trained_is_said_in_one_line(tmp_path, arguments, message):
