@@ -50,8 +50,9 @@ def _is_float(value) -> bool:
 
 
 # Relative to the largest element, as single ones cancel; and some whole gradients are 0 but for rounding (a bias that
-# shifts every key alike shifts every score alike, which the softmax does not see).
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-10)], ids=str)
+# shifts every key alike shifts every score alike, which the softmax does not see). CPUs differ in the order of float32
+# sums, and deviations of 1.4e-5 were seen; float64 is the proof.
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 5e-5), (torch.float64, 1e-10)], ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_outputs_and_gradients(case: Case, dtype: torch.dtype, tolerance: float):
     ours, theirs = (model.to(dtype) for model in pair(case))
