@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from unclip_hub.conditioning import Conditioning
     from unclip_hub.models.ar_prior import AutoregressivePrior
+    from unclip_hub.models.cpu_kernels import keep_freed_memory
     from unclip_hub.models.dalle2_pytorch_prior import DALLE2PytorchPrior
     from unclip_hub.models.dalle2_pytorch_projection import DALLE2PytorchProjection
     from unclip_hub.models.dalle2_pytorch_unet import DALLE2PytorchUNet
@@ -68,6 +69,7 @@ __all__ = [
     "denoise",
     "guide",
     "invert",
+    "keep_freed_memory",
     "save_frames",
     "score",
 ]
@@ -102,6 +104,7 @@ _HOMES = {
     "denoise": "unclip_hub.sampling",
     "guide": "unclip_hub.sampling",
     "invert": "unclip_hub.pipelines.inversion",
+    "keep_freed_memory": "unclip_hub.models.cpu_kernels",
     "save_frames": "unclip_hub.pipelines.frames",
     "score": "unclip_hub.pipelines.scoring",
 }

@@ -113,10 +113,14 @@ def load(pipeline: Any, model: str, *, device: str, dtype: str, quiet: bool) -> 
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
+    from unclip_hub import keep_freed_memory
+
     if device == "cuda" and not torch.cuda.is_available():
         raise click.ClickException("PyTorch finds no CUDA device here: use --device cpu")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        keep_freed_memory()
     if quiet:
         transformers_logging.disable_progress_bar()
         diffusers_logging.disable_progress_bar()

@@ -25,7 +25,16 @@ from unclip_hub.models.checks import (
 )
 from unclip_hub.models.loading import ModelMixin
 from unclip_hub.models.step_cache import StepCache
-from unclip_hub.models.unet import ADMAttention, ResnetBlock, laid_out, make_blocks, patchify, run_blocks, unpatchify
+from unclip_hub.models.unet import (
+    ADMAttention,
+    ResnetBlock,
+    activated,
+    laid_out,
+    make_blocks,
+    patchify,
+    run_blocks,
+    unpatchify,
+)
 
 
 _UP_OF_DOWN = {
@@ -251,7 +260,7 @@ class UNet2DConditionModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterM
             time=F.silu(time),
             contexts=contexts,
         )  # (b, c0, h/p, w/p)
-        hidden_states = self.conv_out(F.silu(self.conv_norm_out(hidden_states)))
+        hidden_states = self.conv_out(activated(self.conv_norm_out(hidden_states)))
         sample = unpatchify(hidden_states, patch_size=self.patch_size).contiguous()  # (b, k, h, w)
         return UNet2DConditionOutput(sample=sample) if return_dict else (sample,)
 

@@ -109,6 +109,11 @@ def laid_out(patches: Float[Tensor, "b k h w"], *, channels: int) -> Float[Tenso
     return patches.contiguous(memory_format=torch.channels_last)
 
 
+def activated(hidden_states: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    """SiLU, in place where no gradient needs what was there."""
+    return F.silu(hidden_states, inplace=not torch.is_grad_enabled())
+
+
 def unpatchify(
     sample: Float[Tensor, "b c h w"], *, patch_size: int
 ) -> Float[Tensor, "b k {patch_size}*h {patch_size}*w"]:
@@ -149,17 +154,20 @@ class ResnetBlock(nn.Module):
         self, hidden_states: Float[Tensor, "b c h w"], time: Float[Tensor, "b t"]
     ) -> Float[Tensor, "b k h2 w2"]:
         residual = self._resample(hidden_states)
-        hidden_states = self.conv1(self._resample(F.silu(self.norm1(hidden_states))))
+        hidden_states = self.conv1(self._resample(activated(self.norm1(hidden_states))))
         shift = self.time_emb_proj(time)[:, :, None, None]
-        if self.scale_shift:
+        if self.scale_shift:  # in place where it is ours: large pictures last as long as their memory is fresh
             scale, shift = shift.chunk(2, dim=1)
-            hidden_states = self.norm2(hidden_states) * (1 + scale) + shift
+            hidden_states = self.norm2(hidden_states) * (1 + scale)
+            hidden_states += shift
         else:
-            hidden_states = self.norm2(hidden_states + shift)
-        hidden_states = self.conv2(self.dropout(F.silu(hidden_states)))
+            hidden_states += shift
+            hidden_states = self.norm2(hidden_states)
+        hidden_states = self.conv2(self.dropout(activated(hidden_states)))
         if self.conv_shortcut is not None:
             residual = self.conv_shortcut(residual)
-        return residual + hidden_states
+        hidden_states += residual
+        return hidden_states
 
     def _resample(self, images: Tensor) -> Tensor:
         if self.resample == "up":

@@ -20,7 +20,7 @@ from unclip_hub.models.checks import (
     per_level,
 )
 from unclip_hub.models.loading import ModelMixin
-from unclip_hub.models.unet import ResnetBlock, laid_out, make_blocks, patchify, run_blocks, unpatchify
+from unclip_hub.models.unet import ResnetBlock, activated, laid_out, make_blocks, patchify, run_blocks, unpatchify
 
 
 _UP_OF_DOWN = {"ResnetDownsampleBlock2D": "ResnetUpsampleBlock2D"}
@@ -161,7 +161,7 @@ class UNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         hidden_states = run_blocks(
             self.down_blocks, self.mid_block, self.up_blocks, hidden_states=hidden_states, time=F.silu(time)
         )  # (b, c0, h/p, w/p)
-        hidden_states = self.conv_out(F.silu(self.conv_norm_out(hidden_states)))
+        hidden_states = self.conv_out(activated(self.conv_norm_out(hidden_states)))
         output = unpatchify(hidden_states, patch_size=self.patch_size).contiguous()  # (b, k, h, w)
         if self.residual:
             output = output + sample[:, -output.shape[1] :]

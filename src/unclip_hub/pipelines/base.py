@@ -28,6 +28,7 @@ from unclip_hub.conditioning import Conditioning
 from unclip_hub.data.vocabulary import unknown_words
 from unclip_hub.hub import class_names
 from unclip_hub.images import read_picture, resize, to_pil, to_tensor
+from unclip_hub.models.cpu_kernels import fast_kernels
 from unclip_hub.models.dalle2_pytorch_prior import DALLE2PytorchPrior
 from unclip_hub.models.dalle2_pytorch_unet import DALLE2PytorchUNet
 from unclip_hub.models.decoder import UNet2DConditionModel
@@ -43,7 +44,7 @@ from unclip_hub.pipelines.priors import diffused, sampled
 from unclip_hub.pipelines.publish import publish
 from unclip_hub.pipelines.registration import register
 from unclip_hub.pipelines.settings import Interval, check_defaults, samples_itself, upsamplers
-from unclip_hub.pipelines.stage import Generator, OnStep, guided, run
+from unclip_hub.pipelines.stage import Generator, OnStep, guided, quickly, run
 from unclip_hub.pipelines.weighting import context_length, encode_weighted
 from unclip_hub.sampling import Predict
 
@@ -171,7 +172,9 @@ class UnCLIPPipelineBase(LoraMixin, DiffusionPipeline):
                 f"the text encoder reads {tokens.shape[1] - 2} tokens; this part of the prompt is ignored: {text!r}"
             )
         longest, mask = int(mask.sum(1).max()), mask.to(self._execution_device)
-        output = self.text_encoder(tokens[:, :longest].to(mask.device))  # causal: padding changes nothing before it
+        tokens = tokens[:, :longest].to(mask.device)  # causal: padding changes nothing before it
+        with fast_kernels(self.text_encoder, mask.device):
+            output = self.text_encoder(tokens)
         states = torch.nn.functional.pad(output.last_hidden_state, (0, 0, 0, mask.shape[1] - longest))
         states = states.masked_fill(~mask[..., None], 0)
         return Conditioning(text_embed=output.text_embeds, text_states=states, text_mask=mask)
@@ -184,7 +187,8 @@ class UnCLIPPipelineBase(LoraMixin, DiffusionPipeline):
         require(self, "encode_image", "image_encoder", "feature_extractor")
         assert self.image_encoder is not None and self.feature_extractor is not None
         pixels = self.feature_extractor(images=pictures(image), return_tensors="pt").pixel_values
-        return self.image_encoder(pixels.to(self._execution_device, self.image_encoder.dtype)).image_embeds
+        with fast_kernels(self.image_encoder, self._execution_device):
+            return self.image_encoder(pixels.to(self._execution_device, self.image_encoder.dtype)).image_embeds
 
     def sample_prior(
         self,
@@ -285,7 +289,10 @@ class UnCLIPPipelineBase(LoraMixin, DiffusionPipeline):
         low = resize(images, (size, size))
 
         def predicting(network: UNet2DModel | DALLE2PytorchUNet | DiffusersUpsampler) -> Predict:
-            return lambda x, t: network(torch.cat([x, low], dim=1).to(network.dtype), t).sample.to(x.dtype)
+            def predict(x: Tensor, t: Tensor) -> Tensor:
+                return network(torch.cat([x, low], dim=1).to(network.dtype), t).sample.to(x.dtype)
+
+            return quickly(predict, network, self._execution_device)
 
         x = run(
             self,

@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unclip_hub.conditioning import Conditioning
+from unclip_hub.models.cpu_kernels import fast_kernels
 from unclip_hub.pipelines.settings import Interval
 from unclip_hub.pipelines.stage import Generator, OnStep, guided, run
 
@@ -59,6 +60,7 @@ def sampled(
     pipe._stage = "prior"
     with pipe.progress_bar(total=1) as bar:
         bar.set_description("prior")
-        embeds = pipe.prior.sample(cond, null, generator=generator, **options)
+        with fast_kernels(pipe.prior, pipe._execution_device):
+            embeds = pipe.prior.sample(cond, null, generator=generator, **options)
         bar.update()
     return embeds
