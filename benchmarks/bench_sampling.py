@@ -26,7 +26,7 @@ from measuring import difference, facts, fresh_process, has_bfloat16, keep, spre
 from sampling_contenders import Contender, Inputs, Run, fresh, karlo_loop, ours
 from sampling_networks import STAGES, STEPS, parameters, pipeline
 
-from unclip_hub import UnCLIPPipeline
+from unclip_hub import UnCLIPPipeline, keep_freed_memory
 
 
 FEW = {"text_encoder": 1, "prior": 4, "decoder": 3, "super_res": 2}  # of Karlo's sizes; diffusers' least is 2
@@ -48,11 +48,14 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 @click.option("--anyway", is_flag=True, help="bfloat16 also on a CPU that does not multiply it.")
 @click.option("--without-karlo-loop", is_flag=True, help="To save its time, which is about diffusers'.")
 @click.option("--dalle2-pytorch", type=click.Path(path_type=Path), help="Where it was installed, see its peer's file.")
+@click.option("--keep-freed-memory", "kept", is_flag=True, help="As `unclip` commands do, for all contenders.")
 @click.option("--memory", is_flag=True, help="Only peak memory, of a process for each contender and stage.")
 @click.option("--first-picture", is_flag=True, help="Only the time to a first picture, in fresh processes.")
 @click.option("--output", type=click.Path(path_type=Path), help="The file of all results.")
-def main(size, batches, threads, rounds, stages, full, dtypes, anyway, output, **options) -> None:
+def main(size, batches, threads, rounds, stages, full, dtypes, anyway, kept, output, **options) -> None:
     torch.set_num_threads(threads)
+    if kept and not keep_freed_memory():
+        raise click.UsageError("--keep-freed-memory needs glibc")
     known = facts()
     click.echo(", ".join(f"{name} {value}" for name, value in known.items()))
     if "bfloat16" in dtypes and not (anyway or has_bfloat16()):
@@ -81,7 +84,7 @@ def main(size, batches, threads, rounds, stages, full, dtypes, anyway, output, *
             rows["a whole call"] = whole_calls(batch, rounds=rounds)
         if "prior" in stages:
             rows |= against_dalle2_pytorch(options["dalle2_pytorch"], size, batch, steps["prior"], rounds)
-        key = f"{size}, batch {batch}, {threads} threads, {'+'.join(dtypes)}"
+        key = f"{size}, batch {batch}, {threads} threads, {'+'.join(dtypes)}{', memory kept' if kept else ''}"
         save("sampling", key, {"parameters": counts, "rows": rows})
 
 

@@ -41,6 +41,14 @@ def sampling(result: Result) -> Iterator[str]:
             yield line(f"{name}: fails ({reason})", *[""] * 6)
 
 
+def layers(result: Result) -> Iterator[str]:
+    yield from head("", "PyTorch, GFLOP/s", "here", "times faster", "PyTorch's rms error", "here")
+    for row in result["rows"]:
+        rate, error = row["GFLOP/s"], row["error"]
+        ratio = f"**{rate['here'] / rate['PyTorch']:.2f}**"
+        yield line(row["name"], rate["PyTorch"], rate["here"], ratio, error["PyTorch"], error["here"])
+
+
 def memory(result: Result) -> Iterator[str]:
     yield from head("MiB", "contender", "most", "beyond the loaded weights")
     for stage, row in result["rows"].items():
@@ -94,6 +102,7 @@ def approximations(result: Result) -> Iterator[str]:
 
 TABLES: dict[str, Callable[[Result], Iterator[str]]] = {
     "sampling": sampling,
+    "layers": layers,
     "memory": memory,
     "first picture": first_picture,
     "scaling": scaling,
