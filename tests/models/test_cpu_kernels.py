@@ -48,6 +48,10 @@ def conv(c, k, side=3, **options):
     return nn.Conv2d(c, k, side, padding=side // 2, **options)
 
 
+def in_channels_last(layer):
+    return layer.to(memory_format=torch.channels_last)
+
+
 @pytest.mark.parametrize(
     ("layer", "shape", "products", "convolutions"),
     [
@@ -57,7 +61,11 @@ def conv(c, k, side=3, **options):
         pytest.param(conv(130, 140, side=1), (2, 130, 8, 12), 1, 0, id="1 x 1"),
         pytest.param(conv(130, 140), (2, 130, 40, 48), 36 * 2, 0, id="Winograd"),
         pytest.param(conv(130, 140), (2, 130, 8, 12), 1, 0, id="few pixels"),
+        pytest.param(in_channels_last(conv(130, 140)), (2, 130, 40, 48), 36 * 2, 0, id="Winograd, channels-last"),
+        pytest.param(in_channels_last(conv(130, 140)), (2, 130, 8, 12), 1, 0, id="few pixels, channels-last"),
+        pytest.param(in_channels_last(conv(130, 140, side=1)), (2, 130, 8, 12), 1, 0, id="1 x 1, channels-last"),
         pytest.param(conv(130, 140), (2, 130, 38, 46), 0, 1, id="no multiple of 4"),
+        pytest.param(conv(130, 140), (0, 130, 40, 48), 0, 0, id="nothing"),
         pytest.param(conv(3, 140), (2, 3, 40, 48), 0, 1, id="few channels in"),
         pytest.param(conv(130, 6), (2, 130, 40, 48), 0, 1, id="few channels out"),
         pytest.param(conv(30, 40), (2, 30, 40, 48), 0, 1, id="narrow"),

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from unclip_hub.models.winograd import TILE, Scratch, convolve
+from unclip_hub.models.winograd import TILE, Scratch, convolve, multiply
 
 
 _LARGE = 30_000_000  # parameters; smaller networks lose more, being asked at every operation, than they gain
@@ -87,6 +87,7 @@ def fast_kernels(network: nn.Module, device: torch.device) -> AbstractContextMan
     """
     here = device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX512"
     onednn = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+    onednn = onednn and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # private: a later PyTorch may not have it
     large = sum(parameter.numel() for parameter in network.parameters()) >= _LARGE
     return CPUKernels() if here and onednn and large and not _is_compiled(network) else nullcontext()
 
@@ -107,7 +108,7 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     single = input.dtype == weight.dtype == torch.float32 and input.device.type == weight.device.type == "cpu"
     if not single or input.numel() * len(weight) < _WORTH_A_CALL:
         return F.linear(input, weight, bias)
-    return torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
+    return multiply(input, weight, bias)
 
 
 def _side(

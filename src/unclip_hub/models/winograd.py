@@ -16,7 +16,6 @@ from torch import Tensor
 TILE = 4  # outputs along each axis of a tile
 _WINDOW = TILE + 2  # inputs along each axis of a tile
 _TILES_AT_ONCE = 256  # what is computed of them stays in the cache, and the 36 products are large enough
-_multiply = torch.ops.mkldnn._linear_pointwise  # oneDNN's product with a weight that is laid out as a linear layer's
 
 
 class Scratch:
@@ -59,12 +58,19 @@ def convolve(
             _gather(picture, top, windows)
             transformed = _input_transform(windows, matrices.b, scratch)  # (36, tiles, c)
             for product, of_tiles, of_filters in zip(products, transformed, filters, strict=True):
-                product.copy_(_multiply(of_tiles, of_filters, None, "none", [], ""))
+                product.copy_(multiply(of_tiles, of_filters))
             tiles = _output_transform(products, matrices.a, scratch).view(TILE, TILE, rows, columns, out_channels)
             if bias is not None:
                 tiles += bias
             output[top : top + TILE * rows].view(rows, TILE, columns, TILE, -1).copy_(tiles.permute(2, 1, 3, 0, 4))
     return outputs.permute(0, 3, 1, 2)
+
+
+def multiply(
+    rows: Float[Tensor, "*n c"], weight: Float[Tensor, "k c"], bias: Float[Tensor, " k"] | None = None
+) -> Float[Tensor, "*n k"]:
+    """``F.linear`` by oneDNN, where PyTorch's own is MKL's in float32."""
+    return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
 
 
 class _Matrices(NamedTuple):
