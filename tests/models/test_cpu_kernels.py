@@ -102,6 +102,11 @@ def test_other_dtypes_are_left_as_they_are():
         assert PRODUCT not in operations
 
 
+def test_what_pytorch_refuses_is_refused_in_its_words():
+    with torch.no_grad(), CPUKernels(), pytest.raises(RuntimeError, match="should be the same"):
+        conv(130, 140).double()(torch.randn(2, 130, 40, 48))
+
+
 def test_arguments_by_name():
     images, weight = torch.randn(2, 130, 40, 48), conv(130, 140).weight
     made, expected, operations = both(lambda x: F.conv2d(x, weight=weight, padding=(1, 1)), images)

@@ -120,9 +120,9 @@ def _side(
     dilation: int | Sequence[int],
     groups: int,
 ) -> int | None:
-    """1 or 3 for a convolution on the CPU with so large filters that keeps the picture's size; None for any other."""
+    """1 or 3, the side of the filters of a plain convolution on the CPU that keeps the picture's size; else None."""
     plain = _both(stride) == _both(dilation) == (1, 1) and groups == 1 and input.ndim == 4
-    if not plain or input.device.type != "cpu" or weight.device.type != "cpu":
+    if not plain or input.dtype != weight.dtype or input.device.type != "cpu" or weight.device.type != "cpu":
         return None
     shape = (tuple(weight.shape[2:]), _both(padding))
     return 1 if shape == ((1, 1), (0, 0)) else 3 if shape == ((3, 3), (1, 1)) else None
