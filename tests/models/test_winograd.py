@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
+from unclip_hub.models import winograd
 from unclip_hub.models.winograd import Scratch, convolve
 
 
@@ -31,6 +32,14 @@ def test_it_is_the_convolution(size, biased):
     exact = F.conv2d(images.double(), weight.double(), None if bias is None else bias.double(), padding=1)
     assert_close(made.double(), exact, rtol=0, atol=1e-5)
     assert made.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("size", SIZES[:3:2], ids=str)
+def test_filters_in_turns(size, monkeypatch):
+    images, weight, bias = layer(*size)
+    expected = convolve(images, weight, bias, scratch=Scratch())
+    monkeypatch.setattr(winograd, "_FILTERS_AT_ONCE", 36 * 2 * images.shape[1])  # two at once, then the fifth
+    assert_close(convolve(images, weight, bias, scratch=Scratch()), expected, rtol=0, atol=1e-5)
 
 
 def test_layouts_of_the_input_and_what_is_left_of_it():

@@ -39,9 +39,13 @@ class CPUKernels(TorchFunctionMode):
     All else is left as it is: narrow layers, other dtypes than float32 and bfloat16, quantised weights.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __enter__(self) -> "CPUKernels":
         self._scratch = Scratch()
+        return super().__enter__()
+
+    def __exit__(self, *exception: Any) -> None:
+        del self._scratch  # as large as a picture's tensors, and networks take turns
+        super().__exit__(*exception)
 
     def __torch_function__(
         self, func: Callable, types: Sequence[type], args: tuple = (), kwargs: dict[str, Any] | None = None

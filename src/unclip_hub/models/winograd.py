@@ -15,6 +15,7 @@ from torch import Tensor
 
 TILE = 4  # outputs along each axis of a tile
 _WINDOW = TILE + 2  # inputs along each axis of a tile
+_FILTERS_AT_ONCE = 2**24  # numbers of transformed filters, 64 MiB: more would be most of the memory that a layer takes
 _TILES_AT_ONCE = 256  # what is computed of them stays in the cache, and the 36 products are large enough
 
 
@@ -45,24 +46,28 @@ def convolve(
     """
     matrices = _matrices()
     batch_size, channels, height, width = images.shape
-    out_channels, columns = len(weight), width // TILE
+    columns = width // TILE
     rows = max(1, min(height // TILE, _TILES_AT_ONCE // columns))  # of tiles in one strip
-    filters = _filters(weight, matrices.g, scratch)  # (36, k, c)
     pixels = images.permute(0, 2, 3, 1)  # (b, h, w, c)
-    outputs = images.new_empty(batch_size, height, width, out_channels)
+    outputs = images.new_empty(batch_size, height, width, len(weight))
     windows = scratch.take("windows", _WINDOW, TILE * rows + 2, columns, channels).zero_()
-    products = scratch.take("products", _WINDOW**2, rows * columns, out_channels)
-    for picture, output in zip(pixels, outputs, strict=True):
-        for begin in range(0, height // TILE, rows):
-            top = TILE * min(begin, height // TILE - rows)  # the last strip ends with the picture
-            _gather(picture, top, windows)
-            transformed = _input_transform(windows, matrices.b, scratch)  # (36, tiles, c)
-            for product, of_tiles, of_filters in zip(products, transformed, filters, strict=True):
-                product.copy_(multiply(of_tiles, of_filters))
-            tiles = _output_transform(products, matrices.a, scratch).view(TILE, TILE, rows, columns, out_channels)
-            if bias is not None:
-                tiles += bias
-            output[top : top + TILE * rows].view(rows, TILE, columns, TILE, -1).copy_(tiles.permute(2, 1, 3, 0, 4))
+    at_once = max(1, _FILTERS_AT_ONCE // (_WINDOW**2 * channels))
+    for k in range(0, len(weight), at_once):
+        filters = _filters(weight[k : k + at_once], matrices.g, scratch)  # (36, k, c)
+        shift = None if bias is None else bias[k : k + at_once]
+        products = scratch.take("products", _WINDOW**2, rows * columns, filters.shape[1])
+        for picture, output in zip(pixels, outputs[..., k : k + at_once], strict=True):
+            output = output.view(-1, TILE, columns, TILE, filters.shape[1])  # (rows, y, columns, x, k)
+            for begin in range(0, height // TILE, rows):
+                begin = min(begin, height // TILE - rows)  # the last strip ends with the picture
+                _gather(picture, TILE * begin, windows)
+                transformed = _input_transform(windows, matrices.b, scratch)  # (36, tiles, c)
+                for product, of_tiles, of_filters in zip(products, transformed, filters, strict=True):
+                    product.copy_(multiply(of_tiles, of_filters))
+                tiles = _output_transform(products, matrices.a, scratch).view(TILE, TILE, rows, columns, -1)
+                if shift is not None:
+                    tiles += shift
+                output[begin : begin + rows].copy_(tiles.permute(2, 1, 3, 0, 4))
     return outputs.permute(0, 3, 1, 2)
 
 
