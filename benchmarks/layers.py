@@ -15,7 +15,7 @@ from typing import Any
 import click
 import torch
 import torch.nn.functional as F
-from measuring import facts, keep
+from measuring import difference, facts, keep
 from torch import Tensor
 
 from unclip_hub.models.cpu_kernels import CPUKernels
@@ -90,9 +90,9 @@ def compare(
     exact = exact if whole else exact[..., :-1, :-1]  # what lies beyond the part is missing at its edge
     row: dict[str, Any] = {"name": name, "error": {}}
     for contender in named:
-        made = run(contender)[0].double()
+        made = run(contender)[0]
         made = made if made.ndim == 2 else made[:1, :, : exact.shape[2], : exact.shape[3]]
-        row["error"][contender] = float(f"{float((made - exact).square().mean().sqrt()):.2g}")
+        row["error"][contender] = difference(made, exact)["rms"]
     times: dict[str, list[float]] = {contender: [] for contender in named}
     for _ in range(rounds):
         for contender in named:

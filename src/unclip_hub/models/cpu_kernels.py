@@ -50,10 +50,9 @@ class CPUKernels(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable, types: Sequence[type], args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kernel = {F.linear: _linear, F.conv2d: self._conv2d}.get(func)
-        if kernel is None or types or torch.is_grad_enabled():
-            return func(*args, **(kwargs or {}))
-        return kernel(*args, **(kwargs or {}))
+        if (func is F.linear or func is F.conv2d) and not types and not torch.is_grad_enabled():
+            func = _linear if func is F.linear else self._conv2d
+        return func(*args, **(kwargs or {}))
 
     def _conv2d(
         self,

@@ -187,8 +187,9 @@ class UnCLIPPipelineBase(LoraMixin, DiffusionPipeline):
         require(self, "encode_image", "image_encoder", "feature_extractor")
         assert self.image_encoder is not None and self.feature_extractor is not None
         pixels = self.feature_extractor(images=pictures(image), return_tensors="pt").pixel_values
-        with fast_kernels(self.image_encoder, self._execution_device):
-            return self.image_encoder(pixels.to(self._execution_device, self.image_encoder.dtype)).image_embeds
+        device = self._execution_device
+        with fast_kernels(self.image_encoder, device):
+            return self.image_encoder(pixels.to(device, self.image_encoder.dtype)).image_embeds
 
     def sample_prior(
         self,
@@ -286,13 +287,13 @@ class UnCLIPPipelineBase(LoraMixin, DiffusionPipeline):
         if first is None:
             raise ValueError(f"this checkpoint has no upsampler for stage {stage!r}")
         size = first.config["sample_size"]
-        low = resize(images, (size, size))
+        low, device = resize(images, (size, size)), self._execution_device
 
         def predicting(network: UNet2DModel | DALLE2PytorchUNet | DiffusersUpsampler) -> Predict:
             def predict(x: Tensor, t: Tensor) -> Tensor:
                 return network(torch.cat([x, low], dim=1).to(network.dtype), t).sample.to(x.dtype)
 
-            return quickly(predict, network, self._execution_device)
+            return quickly(predict, network, device)
 
         x = run(
             self,
